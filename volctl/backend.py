@@ -1,0 +1,251 @@
+"""What a backend is: one pool of storage, one class, fifteen methods.
+
+The contract of every method that touches storage:
+
+- It may be called again after a crash at any instant: creating what is already there, half made or
+  complete, and deleting what is not there are success. `create`, `clone` and `writing` begin anew
+  whatever they find under the target's name (the caller holds the object's lock and has said in
+  its journal that it is about to make it).
+- "Not there" counts only after the pool itself was seen (`check`): a directory that is not mounted
+  or a volume group that is missing raises `BackendError`.
+- When it returns, bytes, directory entries and metadata are durable (synced).
+- It touches nothing but objects whose names it was given, and only in a pool that carries our mark
+  (the uuid of our database).
+- It raises only `VolctlError`: `NoSpaceError` when the pool is full, `AccessError` for rights,
+  `MissingError` for a program or kernel feature, `BackendError` for the rest.
+- It calls `interrupt.check()` at least every tenth of a second in work that may last.
+
+A backend registers by being a subclass with a `kind`; `load` imports our module `backends.<kind>` on
+first use, else asks the entry-point group `volctl.backends`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from volctl.errors import ConfigError
+from volctl.model import MiB, Object
+
+Progress = Callable[[int, int], None]
+"""Told (bytes done, bytes in all) of a copy."""
+
+ENTRY_POINTS = "volctl.backends"
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a backend is like, as data. `extra` is what the configuration adds for extra specs."""
+
+    thin: bool = True
+    """Space is taken when it is written, not when it is promised."""
+    constant_time_clone: bool = False
+    """Clones and snapshots share blocks; they take no time and no space."""
+    path_without_attach: bool = False
+    """`path` is a file that can be opened without `attach`."""
+    clone_locks_source: bool = False
+    """A clone changes the source's object, so the source is locked exclusively."""
+    block_device: bool = False
+    """`path` is a block device."""
+    granule: int = MiB
+    """Sizes are multiples of this many bytes."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """The room in a pool, in bytes. None is unknown, `float("inf")` is infinite."""
+
+    total: float | None
+    free: float | None
+    foreign: int = 0
+    """Provisioned by others in the same pool."""
+    data_percent: float | None = None
+    metadata_percent: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """An object as the backend sees it: its size and the bytes it takes now."""
+
+    size: int
+    allocated: int
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that a backend lacks. `fatal`: nothing new is put there."""
+
+    message: str
+    hint: str | None = None
+    fatal: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where an image is written: an absolute path, its format, and whether it reads as zeros now."""
+
+    path: Path
+    format: str
+    zeroed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a backend is made from: its name and options in the configuration, and our database.
+
+    `builtin` is the pool that is there without a configuration; it initialises itself.
+    `owner` is (uid, gid) for new files, None to leave them as they are made.
+    """
+
+    name: str
+    options: Mapping[str, Any]
+    database: str
+    builtin: bool = False
+    owner: tuple[int, int] | None = None
+
+
+class Backend(ABC):
+    """One pool of storage. Subclasses say `kind` and check their options in `__init__`.
+
+    Making one touches nothing and starts nothing; a wrong option is a `ConfigError`.
+    """
+
+    kind: ClassVar[str]
+    kinds: ClassVar[dict[str, type[Backend]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        if kind := cls.__dict__.get("kind"):
+            Backend.kinds[kind] = cls
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.name = setup.name
+
+    @property
+    @abstractmethod
+    def capabilities(self) -> Capabilities:
+        """May look at the pool (can it reflink?), once; never fails."""
+
+    @abstractmethod
+    def pool(self) -> str:
+        """What makes two backends the same pool, such as the directory's real path."""
+
+    def free_space_key(self) -> str:
+        """Backends with equal keys share one free figure (the device of a file system)."""
+        return self.pool()
+
+    @abstractmethod
+    def check(self) -> list[Problem]:
+        """What keeps this pool from being used, cheap (no child process where it can be helped)."""
+
+    @abstractmethod
+    def init(self, *, dry_run: bool = False) -> list[str]:
+        """Prepare the pool once (marker, thin pool); sentences of what was, or would be, done.
+
+        Again is success. `ConflictError` if the pool is another database's or not empty.
+        """
+
+    @abstractmethod
+    def stats(self) -> Stats: ...
+
+    @abstractmethod
+    def create(self, target: Object, size: int) -> None:
+        """A blank of `size` bytes that reads as zeros."""
+
+    @abstractmethod
+    def clone(self, source: Object, target: Object, size: int, progress: Progress) -> None:
+        """A copy of a volume or snapshot of this pool, from one point in time; the tail is zeros."""
+
+    def clone_image(self, image: int, target: Object, size: int) -> bool:
+        """Share blocks with the raw image open at descriptor `image`; False if that cannot be."""
+        return False
+
+    @abstractmethod
+    def writing(self, target: Object, size: int) -> AbstractContextManager[Target]:
+        """Make `target` and give the place to write its content to; durable when the block ends."""
+
+    @abstractmethod
+    def reading(self, source: Object) -> AbstractContextManager[Target]:
+        """The place to read an object's content from, for a copy to elsewhere."""
+
+    @abstractmethod
+    def extend(self, volume: Object, size: int) -> None:
+        """Grow to `size` bytes; the new tail reads as zeros."""
+
+    @abstractmethod
+    def snapshot(self, volume: Object, snapshot: Object) -> None: ...
+
+    @abstractmethod
+    def delete_snapshot(self, volume: Object, snapshot: Object) -> None: ...
+
+    @abstractmethod
+    def revert(self, volume: Object, snapshot: Object, size: int) -> None:
+        """Make the volume read as the snapshot, then zeros up to `size`; the snapshot stays."""
+
+    @abstractmethod
+    def delete(self, volume: Object) -> None:
+        """Delete everything the pool may hold for this volume, also half-made."""
+
+    @abstractmethod
+    def inspect(self, target: Object) -> Info | None:
+        """None if it is not there."""
+
+    @abstractmethod
+    def path(self, volume: Object) -> Path:
+        """The file, or the device path that `attach` would make usable."""
+
+    @abstractmethod
+    def holders(self, volume: Object) -> list[str]:
+        """Who has the volume open, for a person to read: `qemu-system-x86 (pid 812)`, `/dev/loop3`."""
+
+    @abstractmethod
+    def objects(self) -> list[Object]:
+        """All objects with our mark in this pool."""
+
+    def tools(self) -> list[str]:
+        """Programs this backend runs; `backend show` says which are there."""
+        return []
+
+
+def load(kind: str) -> type[Backend]:
+    """The class for a kind. `ConfigError` names the known kinds for an unknown one."""
+    if kind in Backend.kinds:
+        return Backend.kinds[kind]
+    if kind in ("loop", "lvm", "qcow2", "fake"):
+        _load_ours(kind)
+    else:
+        _load_foreign(kind)
+    if kind not in Backend.kinds:
+        raise ConfigError(f"no backend of kind {kind!r} is installed", hint="known kinds: loop")
+    return Backend.kinds[kind]
+
+
+def _load_ours(kind: str) -> None:
+    """Import `backends.<kind>`, after seeing that `backends` is the package beside ours."""
+    from importlib.util import find_spec
+
+    spec = find_spec("backends")
+    ours = Path(__file__).resolve().parent.parent / "backends" / "__init__.py"
+    if spec is None or spec.origin is None or Path(spec.origin).resolve() != ours:
+        where = spec.origin if spec else "nowhere"
+        raise ConfigError(f"another package named 'backends' ({where}) hides volctl's own", hint=f"expected {ours}")
+    try:
+        importlib.import_module(f"backends.{kind}")
+    except ModuleNotFoundError as error:
+        if error.name != f"backends.{kind}":
+            raise
+        raise ConfigError(f"backends of kind {kind!r} are not in this version") from error
+
+
+def _load_foreign(kind: str) -> None:
+    from importlib.metadata import entry_points
+
+    for entry in entry_points(group=ENTRY_POINTS, name=kind):
+        loaded = entry.load()
+        Backend.kinds.setdefault(kind, loaded)

@@ -1,0 +1,182 @@
+"""The only module that starts programs.
+
+`run("qemu-img", "info", path)` runs one program to its end in a process group of its own, with stdin
+empty, the C locale, and the descriptors of `inherited` (our locks), so that a lock is free only when
+the command *and* its children are gone. It hears signals and the deadline (`interrupt`), ends the
+whole group, and waits until the group is empty.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from volctl import interrupt
+from volctl.errors import AccessError, BackendError, MissingError
+
+inherited: set[int] = set()
+"""Descriptors every child keeps open: the engine puts its locks here."""
+
+on_run: Callable[[str], None] = lambda line: None
+"""Told each command line before it runs, quoted for a shell: `--verbose` prints it."""
+
+PACKAGES = {"qemu-img": "qemu-utils", "losetup": "util-linux", "lvcreate": "lvm2", "lvs": "lvm2"}
+ENVIRONMENT = {"LC_ALL": "C", "PATH": os.defpath, "LVM_SUPPRESS_FD_WARNINGS": "1"}
+TERM_GRACE = 2.0  # seconds between SIGTERM and SIGKILL
+_groups: set[int] = set()
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Exit status (negative: ended by that signal) and what was printed."""
+
+    status: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a child may use: address space in bytes, processor time in seconds."""
+
+    memory: int | None = None
+    cpu: int | None = None
+
+
+def find(program: str) -> str:
+    """The absolute path of a program; `MissingError` names its package."""
+    path = shutil.which(program, path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
+    if path is None:
+        package = PACKAGES.get(program, program)
+        raise MissingError(f"the program {program} is not installed", hint=f"install the package {package}")
+    return path
+
+
+def run(
+    program: str,
+    *args: str | int,
+    ok: Iterable[int] = (0,),
+    pass_fds: Iterable[int] = (),
+    on_output: Callable[[str], None] | None = None,
+    limits: Limits | None = None,
+) -> Result:
+    """Run to the end. `BackendError` with the last line of stderr if the status is not in `ok`.
+
+    `on_output` gets pieces of stdout as they come (they are then not in the result).
+    """
+    argv = [find(program), *map(str, args)]
+    on_run(shlex.join([program, *argv[1:]]))
+    result = _wait(_start(argv, {*pass_fds, *inherited}, on_output, limits))
+    if result.status not in ok:
+        raise failure(program, result)
+    return result
+
+
+def failure(program: str, result: Result) -> BackendError:
+    """The error that says how a program failed, in its own last words."""
+    lines = [line for line in result.err.splitlines() if line.strip()]
+    said = lines[-1].strip() if lines else "it said nothing"
+    ended = f"was ended by signal {-result.status}" if result.status < 0 else f"failed with status {result.status}"
+    return BackendError(f"{program} {ended}: {said}", details={"stderr": result.err[-2000:], "status": result.status})
+
+
+@dataclass(slots=True)
+class _Child:
+    process: Any
+    done: threading.Event
+    out: list[str]
+    err: list[str]
+
+
+def _start(
+    argv: list[str], fds: set[int], on_output: Callable[[str], None] | None, limits: Limits | None
+) -> _Child:
+    import sh
+
+    interrupt.check()
+    interrupt.end_children = _end_all
+    for fd in fds:
+        os.set_inheritable(fd, True)
+    child = _Child(None, threading.Event(), [], [])
+    try:
+        child.process = sh.Command(argv[0])(
+            *argv[1:],
+            _bg=True,
+            _bg_exc=False,
+            _return_cmd=True,
+            _new_group=True,
+            _new_session=False,
+            _tty_in=False,
+            _tty_out=False,
+            _in=b"",
+            _out=on_output or child.out.append,
+            _out_bufsize=0,
+            _err=child.err.append,
+            _err_bufsize=0,
+            _env=ENVIRONMENT | {"PATH": os.environ.get("PATH", os.defpath)},
+            _cwd="/",
+            _pass_fds=fds,
+            _truncate_exc=False,
+            _decode_errors="replace",
+            _ok_code=range(256),
+            _preexec_fn=(lambda: _limit(limits)) if limits else None,
+            _done=lambda command, success, status: child.done.set(),
+        )
+    except (sh.ForkException, OSError) as error:
+        raise AccessError(f"{argv[0]} cannot be started: {error}") from error
+    _groups.add(child.process.pid)
+    return child
+
+
+def _limit(limits: Limits) -> None:
+    import resource
+
+    if limits.memory is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (limits.memory, limits.memory))
+    if limits.cpu is not None:
+        resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu, limits.cpu))
+
+
+def _wait(child: _Child) -> Result:
+    group = child.process.pid
+    try:
+        while not child.done.wait(0.1):
+            interrupt.check()
+        interrupt.check()
+    finally:
+        _end(group)
+        _groups.discard(group)
+    return Result(child.process.process.exit_code, "".join(child.out), "".join(child.err))
+
+
+def _end(group: int) -> None:
+    """End what is left of a process group and wait until it is empty (or the kernel will not let it)."""
+    for signum, patience in ((0, 0.0), (signal.SIGTERM, TERM_GRACE), (signal.SIGKILL, TERM_GRACE)):
+        if not _signal(group, signum):
+            return
+        end = time.monotonic() + patience
+        while time.monotonic() < end:
+            if not _signal(group, 0):
+                return
+            time.sleep(0.005)
+
+
+def _end_all() -> None:
+    for group in tuple(_groups):
+        _signal(group, signal.SIGTERM)
+
+
+def _signal(group: int, signum: int) -> bool:
+    """False when nobody of the group is left."""
+    try:
+        os.killpg(group, signum)
+    except ProcessLookupError:
+        return False
+    return True

@@ -1,0 +1,185 @@
+"""The errors of volctl, and the exit codes of the command.
+
+    VolctlError                     exit  code
+    ├── InternalError                  1  internal
+    ├── UsageError                     2  usage
+    │   └── ConfigError                2  config
+    ├── PartialError                   3  partial
+    ├── NotFoundError                  4  not_found
+    ├── AmbiguousError                 4  ambiguous
+    ├── ConflictError                  5  conflict
+    │   ├── ExistsError                5  exists
+    │   ├── InUseError                 5  in_use
+    │   └── ProtectedError             5  protected
+    ├── QuotaError                     6  quota
+    ├── NoBackendError                 6  no_backend
+    ├── NoSpaceError                   6  no_space
+    ├── ImageError                     7  image_format
+    │   ├── ImageUnsafeError           7  image_unsafe
+    │   ├── ImageCorruptError          7  image_corrupt
+    │   ├── ImageTooBigError           7  image_too_big
+    │   ├── ChecksumError              7  checksum
+    │   └── SignatureError             7  signature
+    ├── BackendError                   8  backend
+    ├── AccessError                    9  permission
+    ├── MissingError                   9  missing
+    ├── LockedError                   10  locked
+    ├── DatabaseError                 11  db
+    ├── DriftError                    12  drift
+    ├── TimedOut                124  timeout
+    └── Cancelled            128+n  cancelled
+
+`retryable` says whether another backend may do better. An error carries what happened in one
+sentence and, where there is one, what to do next.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class VolctlError(Exception):
+    """What happened (`message`), what to do (`hint`), and data for machines (`details`)."""
+
+    code: ClassVar[str] = "internal"
+    exit: int = 1
+    retryable: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        volume: str | None = None,
+        details: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.volume = volume
+        self.details = details or {}
+
+
+class InternalError(VolctlError):
+    pass
+
+
+class UsageError(VolctlError):
+    code, exit = "usage", 2
+
+
+class ConfigError(UsageError):
+    code = "config"
+
+
+class PartialError(VolctlError):
+    """Some of several objects failed; each failure was told as it happened."""
+
+    code, exit = "partial", 3
+
+
+class NotFoundError(VolctlError):
+    code, exit = "not_found", 4
+
+
+class AmbiguousError(VolctlError):
+    code, exit = "ambiguous", 4
+
+
+class ConflictError(VolctlError):
+    code, exit = "conflict", 5
+
+
+class ExistsError(ConflictError):
+    code = "exists"
+
+
+class InUseError(ConflictError):
+    code = "in_use"
+
+
+class ProtectedError(ConflictError):
+    code = "protected"
+
+
+class QuotaError(VolctlError):
+    code, exit = "quota", 6
+
+
+class NoBackendError(VolctlError):
+    code, exit = "no_backend", 6
+
+
+class NoSpaceError(VolctlError):
+    code, exit, retryable = "no_space", 6, True
+
+
+class ImageError(VolctlError):
+    """The image's format is not what was declared, or none that volctl takes."""
+
+    code, exit = "image_format", 7
+
+
+class ImageUnsafeError(ImageError):
+    code = "image_unsafe"
+
+
+class ImageCorruptError(ImageError):
+    code = "image_corrupt"
+
+
+class ImageTooBigError(ImageError):
+    code = "image_too_big"
+
+
+class ChecksumError(ImageError):
+    code = "checksum"
+
+
+class SignatureError(ImageError):
+    code = "signature"
+
+
+class BackendError(VolctlError):
+    code, exit, retryable = "backend", 8, True
+
+
+class AccessError(VolctlError):
+    code, exit, retryable = "permission", 9, True
+
+
+class MissingError(VolctlError):
+    """A program or a kernel feature is missing; the hint names the package."""
+
+    code, exit, retryable = "missing", 9, True
+
+
+class LockedError(VolctlError):
+    code, exit = "locked", 10
+
+
+class DatabaseError(VolctlError):
+    code, exit = "db", 11
+
+
+class DriftError(VolctlError):
+    code, exit = "drift", 12
+
+
+class TimedOut(VolctlError):
+    """`--timeout` ran out; what had begun was undone."""
+
+    code, exit = "timeout", 124
+
+
+class Cancelled(VolctlError):
+    """Ended by a signal; `exit` is 128 plus its number."""
+
+    code = "cancelled"
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"cancelled by signal {signum}", details={"signal": signum})
+        self.exit = 128 + signum
+
+
+INTERRUPTIONS = (TimedOut, Cancelled)

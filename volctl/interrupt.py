@@ -1,0 +1,107 @@
+"""Signals and the deadline of a command, as flags that waiting code asks for with `check()`.
+
+Nothing is thrown into the middle of a statement: a handler notes the signal, tells the user, and
+ends the running children; the code that waited for them sees it at its next `check()`. Every loop
+that may last (a lock, a copy, a child) calls `check()` at least every tenth of a second.
+A second signal leaves at once: the journal has what the next command's settle needs.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from volctl.errors import Cancelled, TimedOut
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+UNDO_GRACE = 8.0  # seconds an undo may take after --timeout ran out; SPEC allows the command 10
+
+_signum: int | None = None
+_deadline: float | None = None
+_timeout: float | None = None
+_deaf = False
+end_children: Callable[[], None] = lambda: None
+
+
+def install(timeout: float | None = None) -> None:
+    """Begin to listen for signals; `timeout` is in seconds from now."""
+    global _signum, _deadline, _timeout, _deaf
+    _signum, _deaf, _timeout = None, False, timeout
+    _deadline = None if timeout is None else time.monotonic() + timeout
+    for signum in SIGNALS:
+        if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup stays nohup
+            signal.signal(signum, _on_signal)
+
+
+def _on_signal(signum: int, frame: FrameType | None) -> None:
+    global _signum
+    if _signum is not None:
+        _say(f"volctl: second signal {signum}: leaving at once; the next command undoes the rest")
+        end_children()
+        os._exit(128 + signum)
+    _signum = signum
+    _say(f"volctl: signal {signum}: ending, undoing what had begun")
+    if not _deaf:
+        end_children()
+
+
+def _say(line: str) -> None:
+    try:
+        os.write(sys.stderr.fileno(), line.encode() + b"\n")
+    except (OSError, ValueError):
+        pass  # a closed terminal must not stop the undo
+
+
+def check() -> None:
+    """Raise `Cancelled` after a signal and `TimedOut` after the deadline."""
+    if _signum is not None and not _deaf:
+        raise Cancelled(_signum)
+    if _deadline is not None and time.monotonic() > _deadline:
+        raise TimedOut(f"not done within {_timeout:g} s")
+
+
+def remaining() -> float | None:
+    """Seconds to the deadline, None without one."""
+    return None if _deadline is None else max(0.0, _deadline - time.monotonic())
+
+
+def pause(seconds: float) -> None:
+    """Sleep, but hear signals and the deadline."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        check()
+        time.sleep(min(left, 0.05))
+    check()
+
+
+@contextmanager
+def undoing() -> Iterator[None]:
+    """The cause is known and being undone: one signal is not heard again, and a fresh grace runs."""
+    global _deaf, _deadline
+    before = _deaf, _deadline
+    _deaf = True
+    if _timeout is not None or _signum is not None:
+        _deadline = time.monotonic() + UNDO_GRACE
+    try:
+        yield
+    finally:
+        _deaf, _deadline = before
+
+
+@contextmanager
+def budget(seconds: float) -> Iterator[None]:
+    """Inside, the deadline is at most `seconds` away."""
+    global _deadline, _timeout
+    before = _deadline, _timeout
+    end = time.monotonic() + seconds
+    if _deadline is None or end < _deadline:
+        _deadline, _timeout = end, seconds
+    try:
+        yield
+    finally:
+        _deadline, _timeout = before

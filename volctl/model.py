@@ -1,0 +1,271 @@
+"""The words of volctl: volumes, snapshots, images, sizes, statuses. Imports nothing of ours.
+
+All sizes are integers in bytes. All times are RFC 3339 strings in UTC. The fields of `Volume`,
+`Snapshot`, `Image` and `Explanation` stand in the order in which JSON shows them; `to_json` is the
+one way from here to plain values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from enum import StrEnum
+from typing import Any, Literal
+
+KiB = 1024
+MiB = 1024**2
+GiB = 1024**3
+MAX_SIZE = 8 * 1024**6 - 1
+
+Json = dict[str, Any]
+
+
+class Status(StrEnum):
+    """Of a volume or a snapshot (SPEC, section 1)."""
+
+    CREATING = "creating"
+    DOWNLOADING = "downloading"
+    AVAILABLE = "available"
+    IN_USE = "in-use"
+    EXTENDING = "extending"
+    REVERTING = "reverting"
+    DELETING = "deleting"
+    ERROR = "error"
+    ERROR_DELETING = "error_deleting"
+
+
+class SourceKind(StrEnum):
+    BLANK = "blank"
+    IMAGE = "image"
+    SNAPSHOT = "snapshot"
+    VOLUME = "volume"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why an object is in status `error`: an error's code and its sentence."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a volume was filled from. `name` is the name at that time, null for a blank."""
+
+    kind: SourceKind = SourceKind.BLANK
+    id: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One backend that was tried for a volume and failed."""
+
+    backend: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    device: str
+    read_only: bool
+    attached_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    id: str
+    name: str | None
+    project: str
+    description: str | None
+    size: int
+    status: Status
+    fault: Fault | None
+    type: str | None
+    backend: str | None
+    availability_zone: str | None
+    bootable: bool
+    protected: bool
+    properties: dict[str, str]
+    source: Source
+    attachments: tuple[Attachment, ...]
+    attempts: tuple[Attempt, ...]
+    created_at: str
+    available_at: str | None
+    updated_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    id: str
+    name: str | None
+    project: str
+    volume_id: str
+    size: int
+    status: Status
+    fault: Fault | None
+    properties: dict[str, str]
+    created_at: str
+    description: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A registered image. `size` is the file's length, `virtual_size` the guest disk's, in bytes.
+
+    `location` is an absolute path or `volume:ID`. `sha256` is null until somebody asked for it.
+    """
+
+    id: str
+    name: str | None
+    location: str
+    format: str
+    size: int | None
+    virtual_size: int
+    sha256: str | None
+    min_disk: int
+    properties: dict[str, str]
+    status: str
+    created_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeType:
+    """A named set of extra specs that a backend must satisfy."""
+
+    name: str
+    specs: dict[str, str]
+    description: str | None
+    created_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the scheduler thought of one backend.
+
+    `filter` and `reason` name the filter that refused it and its numbers; `weights` holds each
+    weigher's normalised and multiplied part for a backend that passed, `total` their sum.
+    """
+
+    name: str
+    passed: bool
+    filter: str | None = None
+    reason: str | None = None
+    weights: dict[str, float] = field(default_factory=dict)
+    total: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The choice of a backend, explained filter by filter."""
+
+    size: int
+    type: str | None
+    chosen: str | None
+    backends: tuple[Verdict, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Object:
+    """A thing that a backend holds; its name on the backend is its kind and its id, never user text."""
+
+    kind: Literal["volume", "snap", "image"]
+    id: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}-{self.id}"
+
+
+def to_json(value: Any) -> Any:
+    """Dataclasses, tuples and enums as the plain values that JSON shows."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: to_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(item) for item in value]
+    return str(value) if isinstance(value, StrEnum) else value
+
+
+def now() -> str:
+    """The time as RFC 3339 in UTC with microseconds, so that text order is time order."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+_UNITS = (
+    {"": GiB}
+    | {u: 1024**n for n, u in enumerate("KMGTP", 1)}
+    | {u + "iB": 1024**n for n, u in enumerate("KMGTP", 1)}
+    | {u + "B": 1000**n for n, u in enumerate("kMGTP", 1)}
+)
+_SIZE = re.compile(r"([0-9]{1,30})(?:\.([0-9]{1,30}))?([A-Za-z]{0,3})")
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `10`, `10G`, `1.5TiB`, `500MB`; rounded up to MiB. ValueError says what is wrong.
+
+    A bare whole number is GiB; K M G T P and KiB … PiB are powers of 1024, kB … PB of 1000.
+    """
+    match = _SIZE.fullmatch(text)
+    if not match or match[3] not in _UNITS:
+        raise ValueError(f"{text!r} is not a size; write 10 (GiB), 512M, 1.5T, 10GiB or 500MB")
+    whole, fraction, unit = match.groups()
+    if fraction and not unit:
+        raise ValueError(f"{text!r} needs a unit: a bare size is a whole number of GiB")
+    scale = 10 ** len(fraction or "")
+    size = -(-int(whole + (fraction or "")) * _UNITS[unit] // scale)
+    if size == 0:
+        raise ValueError("a size of zero makes no volume")
+    if (rounded := round_up(size, MiB)) > MAX_SIZE:
+        raise ValueError(f"{text!r} is above the largest size, 8 EiB - 1")
+    return rounded
+
+
+def round_up(size: int, granule: int) -> int:
+    """The smallest multiple of `granule` that is at least `size`."""
+    return -(-size // granule) * granule
+
+
+def format_size(size: int) -> str:
+    """`10 GiB`, `1.5 MiB`, `700 bytes`: for people, exact where it can be."""
+    for unit, factor in (("EiB", 1024**6), ("PiB", 1024**5), ("TiB", 1024**4), ("GiB", GiB), ("MiB", MiB), ("KiB", KiB)):
+        if size >= factor:
+            number = f"{size / factor:.2f}".rstrip("0").rstrip(".")
+            return f"{number} {unit}"
+    return f"{size} bytes"
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_UUID = re.compile(r"[0-9a-fA-F]{8}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{12}")
+
+
+def check_name(name: str) -> str:
+    """The name, if it is one; ValueError says the rule."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is not a name: 1 to 63 of A-Z a-z 0-9 . _ - and the first a letter or digit")
+    if is_uuid(name):
+        raise ValueError(f"{name!r} looks like an id; choose another name")
+    return name
+
+
+def is_uuid(text: str) -> bool:
+    return _UUID.fullmatch(text) is not None
+
+
+_REFUSED = {"Cc", "Cs", "Cn", "Zl", "Zp"}
+
+
+def check_text(text: str, what: str, limit: int = 255, least: int = 0) -> str:
+    """User text for a description or a property; ValueError for control and unassigned characters."""
+    import unicodedata
+
+    if not least <= len(text) <= limit:
+        raise ValueError(f"{what} has {len(text)} characters; allowed are {least} to {limit}")
+    for position, char in enumerate(text, 1):
+        if unicodedata.category(char) in _REFUSED:
+            raise ValueError(f"{what} has a forbidden character U+{ord(char):04X} at position {position}")
+    return text
