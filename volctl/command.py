@@ -95,9 +95,7 @@ class _Child:
     err: list[str]
 
 
-def _start(
-    argv: list[str], fds: set[int], on_output: Callable[[str], None] | None, limits: Limits | None
-) -> _Child:
+def _start(argv: list[str], fds: set[int], on_output: Callable[[str], None] | None, limits: Limits | None) -> _Child:
     import sh
 
     interrupt.check()
@@ -125,7 +123,7 @@ def _start(
             _pass_fds=fds,
             _truncate_exc=False,
             _decode_errors="replace",
-            _ok_code=range(256),
+            _ok_code=list(range(256)),
             _preexec_fn=(lambda: _limit(limits)) if limits else None,
             _done=lambda command, success, status: child.done.set(),
         )

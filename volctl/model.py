@@ -169,6 +169,121 @@ class Explanation:
 
 
 @dataclass(frozen=True, slots=True)
+class VolumeDetails(Volume):
+    """What `show` says: the volume and why it is where it is."""
+
+    explanation: Explanation | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CreateRequest:
+    """A create as the user wrote it; `volctl.flows.request` makes sense of the texts.
+
+    `size` as `parse_size` takes it, `hints` as `same-backend=REF`, `properties` as `KEY=VALUE`.
+    """
+
+    name: str | None = None
+    size: str | None = None
+    from_image: str | None = None
+    from_snapshot: str | None = None
+    from_volume: str | None = None
+    image_format: str = "auto"
+    checksum: str | None = None
+    allow_device: bool = False
+    type: str | None = None
+    backend: str | None = None
+    availability_zone: str | None = None
+    hints: tuple[str, ...] = ()
+    properties: tuple[str, ...] = ()
+    description: str | None = None
+    if_absent: bool = False
+    max_attempts: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FlowRun:
+    """One run of a list of tasks. `phase`: running, undoing, stuck, done, undone, abandoned."""
+
+    id: str
+    name: str
+    request: str
+    object: str | None
+    phase: str
+    cause: Fault | None
+    started_at: str
+    ended_at: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRun:
+    """One line of the journal. `state`: begun, done, undone, failed."""
+
+    name: str
+    state: str
+    started_at: str
+    ended_at: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class FlowDetails(FlowRun):
+    tasks: tuple[TaskRun, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    id: int
+    time: str
+    type: str
+    object: str
+    request: str
+    payload: Json
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaLine:
+    """A limit (-1: none) and its use; of gigabytes in bytes."""
+
+    resource: str
+    limit: int
+    in_use: int
+    reserved: int
+
+
+@dataclass(frozen=True, slots=True)
+class BackendState:
+    """A configured backend as it is now; sizes in bytes, null where unknown."""
+
+    name: str
+    kind: str
+    availability_zone: str
+    enabled: bool
+    total: int | None
+    free: int | None
+    provisioned: int
+    volumes: int
+    capabilities: Json
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BackendDetails(BackendState):
+    options: Json = field(default_factory=dict)
+    tools: tuple[Json, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TreeNode:
+    """A volume or snapshot and what was made from it."""
+
+    kind: str
+    id: str
+    name: str | None
+    size: int
+    status: str
+    children: tuple[TreeNode, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Object:
     """A thing that a backend holds; its name on the backend is its kind and its id, never user text."""
 
@@ -232,7 +347,14 @@ def round_up(size: int, granule: int) -> int:
 
 def format_size(size: int) -> str:
     """`10 GiB`, `1.5 MiB`, `700 bytes`: for people, exact where it can be."""
-    for unit, factor in (("EiB", 1024**6), ("PiB", 1024**5), ("TiB", 1024**4), ("GiB", GiB), ("MiB", MiB), ("KiB", KiB)):
+    for unit, factor in (
+        ("EiB", 1024**6),
+        ("PiB", 1024**5),
+        ("TiB", 1024**4),
+        ("GiB", GiB),
+        ("MiB", MiB),
+        ("KiB", KiB),
+    ):
         if size >= factor:
             number = f"{size / factor:.2f}".rstrip("0").rstrip(".")
             return f"{number} {unit}"

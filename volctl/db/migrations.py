@@ -1,0 +1,29 @@
+"""Schema changes: an ordered list of functions. `user_version` counts those that were applied.
+
+A new change is a function added at the end, and never one edited: each runs once, in the transaction
+that raises `user_version`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sqlalchemy import Connection
+
+from volctl.db import tables
+
+
+def create_tables(connection: Connection) -> None:
+    """The first schema, whole."""
+    tables.metadata.create_all(connection, checkfirst=False)
+
+
+MIGRATIONS: list[Callable[[Connection], None]] = [create_tables]
+VERSION = len(MIGRATIONS)
+
+
+def apply(connection: Connection, version: int) -> None:
+    """Bring a database of `version` up to `VERSION`, inside the caller's transaction."""
+    for migrate in MIGRATIONS[version:]:
+        migrate(connection)
+    connection.exec_driver_sql(f"PRAGMA user_version = {VERSION}")

@@ -1,0 +1,272 @@
+"""Opening the database, and the two kinds of transaction.
+
+`with store.write() as tx:` is BEGIN IMMEDIATE … COMMIT, `with store.read() as tx:` one consistent
+view. Source of the pragmas: the SQLite documentation, "Write-Ahead Logging" and "PRAGMA synchronous".
+Every failure of SQLite becomes a `DatabaseError` here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine, create_engine, event, insert, select
+from sqlalchemy.exc import DatabaseError as SqlError
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import StaticPool
+
+from volctl import interrupt
+from volctl.db import migrations, tables
+from volctl.errors import DatabaseError, LockedError
+
+APPLICATION_ID = 0x766F6C63  # "volc"
+NETWORK_FILE_SYSTEMS = {
+    "nfs",
+    "nfs4",
+    "cifs",
+    "smb3",
+    "smbfs",
+    "9p",
+    "ceph",
+    "glusterfs",
+    "fuse.glusterfs",
+    "fuse.sshfs",
+}
+BUSY_SLICE = 0.25  # seconds SQLite waits by itself before we look for signals and the deadline
+BUSY_LIMIT = 60.0
+RECIPE = "restore it from a backup, or move it away to begin with an empty one"
+
+probe: Callable[[str], None] = lambda point: None
+"""Told each instant at which a crash leaves another state; the crash tests die there."""
+
+
+class Store:
+    """An open database. `uuid` is what the marks on our storage carry."""
+
+    def __init__(self, path: Path, engine: Engine) -> None:
+        self.path = path
+        self._connection = _connect(path, engine)
+        self._engine = engine
+        try:
+            self._check()
+        except BaseException:
+            self.close()
+            raise
+
+    def _check(self) -> None:
+        with self.read() as tx:
+            marks = tx.exec_driver_sql(
+                "SELECT application_id, user_version FROM pragma_application_id, pragma_user_version"
+            ).one()
+        if marks[0] != APPLICATION_ID:
+            raise DatabaseError(f"{self.path} is not a volctl database", hint=RECIPE)
+        if marks[1] > migrations.VERSION:
+            raise DatabaseError(f"{self.path} was written by a newer volctl (schema {marks[1]})", hint="upgrade volctl")
+        if marks[1] < migrations.VERSION:
+            with self.write() as tx:
+                version = tx.exec_driver_sql("PRAGMA user_version").scalar_one()
+                migrations.apply(tx, int(version))
+        with self.read() as tx:
+            values = {row.key: row.value for row in tx.execute(select(tables.meta.c.key, tables.meta.c.value))}
+        self.uuid = values["uuid"]
+        here = machine_id()
+        if here and values.get("machine_id") not in (None, here):
+            raise DatabaseError(
+                f"{self.path} belongs to another host (machine-id {values['machine_id']})",
+                hint="work on that host, or begin with a state directory of this one",
+            )
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """One transaction that may write. It is never open while a program runs."""
+        with self._transaction("BEGIN IMMEDIATE") as connection:
+            yield connection
+            probe("before commit")
+        probe("after commit")
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """One consistent view."""
+        with self._transaction("BEGIN") as connection:
+            yield connection
+
+    @contextmanager
+    def _transaction(self, begin: str) -> Iterator[Connection]:
+        connection = self._connection
+        with translated(self.path):
+            _begin(connection, begin)
+            try:
+                yield connection
+            except BaseException:
+                connection.rollback()
+                raise
+            connection.commit()
+
+    def close(self) -> None:
+        self._connection.close()
+        self._engine.dispose()
+
+
+def _begin(connection: Connection, begin: str) -> None:
+    """Begin, waiting for other writers in slices so that signals and the deadline are heard."""
+    connection.info["begin"] = begin
+    waited = 0.0
+    while True:
+        interrupt.check()
+        try:
+            connection.begin()
+            return
+        except OperationalError as error:
+            connection.rollback()
+            if "locked" not in str(error.orig) or waited > BUSY_LIMIT:
+                raise
+            waited += BUSY_SLICE
+
+
+def _connect(path: Path, engine: Engine) -> Connection:
+    with translated(path):
+        return engine.connect()
+
+
+def open_store(path: Path, *, may_create: Callable[[], None] = lambda: None) -> Store:
+    """Open the database at `path`, making it first where there is none.
+
+    `may_create` is asked before a missing one is made, and raises if storage of ours exists without
+    it. `DatabaseError` for an empty, foreign, corrupt or newer file, another host's, a network file
+    system.
+    """
+    _refuse_network(path.parent)
+    if not path.exists():
+        may_create()
+        _create(path)
+    _refuse_garbage(path)
+    return Store(path, _engine(path))
+
+
+def _refuse_garbage(path: Path) -> None:
+    """See what kind of file it is before SQLite does: an empty file opens happily as a database."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+            size = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise DatabaseError(f"the database {path} cannot be read: {error.strerror}", hint=RECIPE) from error
+    if size == 0:
+        raise DatabaseError(f"the database {path} is empty", hint=RECIPE)
+    if head != b"SQLite format 3\0":
+        raise DatabaseError(f"{path} is not a database", hint=RECIPE)
+
+
+def _create(path: Path) -> None:
+    """Build the file under a temporary name, sync it and rename it into place; one process at a time.
+
+    What a killed first run left under that name is removed by the next one.
+    """
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        if not path.exists():
+            temporary = path.with_name(f".{path.name}.new")
+            _remove(temporary)
+            _build(temporary)
+            probe("before rename")
+            temporary.rename(path)
+            os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _remove(path: Path) -> None:
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def _build(path: Path) -> None:
+    engine = _engine(path)
+    try:
+        with translated(path):
+            _fill(engine)
+    finally:
+        engine.dispose()
+    path.chmod(stat.S_IRUSR | stat.S_IWUSR)
+    keep_owner(path)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _fill(engine: Engine) -> None:
+    with engine.connect() as connection:
+        connection.info["begin"] = "BEGIN IMMEDIATE"
+        with connection.begin():
+            migrations.apply(connection, 0)
+            marks = [{"key": "uuid", "value": str(uuid.uuid4())}]
+            if here := machine_id():
+                marks.append({"key": "machine_id", "value": here})
+            connection.execute(insert(tables.meta), marks)
+            connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
+
+
+def _engine(path: Path) -> Engine:
+    engine = create_engine(f"sqlite:///{path}", poolclass=StaticPool, connect_args={"timeout": BUSY_SLICE})
+
+    @event.listens_for(engine, "connect")
+    def connected(connection: object, record: object) -> None:
+        connection.isolation_level = None  # type: ignore[attr-defined]  # SQLAlchemy emits BEGIN, below
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}")  # type: ignore[attr-defined]
+
+    @event.listens_for(engine, "begin")
+    def began(connection: Connection) -> None:
+        connection.exec_driver_sql(connection.info.get("begin", "BEGIN"))
+
+    return engine
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """SQLite's errors as ours."""
+    try:
+        yield
+    except SqlError as error:
+        said = str(error.orig)
+        if "locked" in said or "busy" in said:
+            raise LockedError(f"the database {path} was busy for {BUSY_LIMIT:g} s") from error
+        if "UNIQUE" in said or "FOREIGN KEY" in said:
+            raise
+        raise DatabaseError(f"the database {path} cannot be used: {said}", hint=RECIPE) from error
+
+
+def machine_id() -> str | None:
+    """This host, where it has a name for itself (machine-id(5))."""
+    try:
+        return Path("/etc/machine-id").read_text().strip() or None
+    except OSError:
+        return None
+
+
+def keep_owner(path: Path) -> None:
+    """As root, give a new file to the owner of its directory."""
+    if os.geteuid() == 0:
+        parent = path.parent.stat()
+        os.chown(path, parent.st_uid, parent.st_gid, follow_symlinks=False)
+
+
+def _refuse_network(directory: Path) -> None:
+    """SQLite's WAL needs shared memory, which network file systems do not give."""
+    device = directory.stat().st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    with open("/proc/self/mountinfo") as mounts:
+        for line in mounts:
+            fields = line.split()
+            if fields[2] == wanted and (kind := fields[fields.index("-") + 1]) in NETWORK_FILE_SYSTEMS:
+                raise DatabaseError(
+                    f"{directory} is on a network file system ({kind})", hint="choose a local directory"
+                )

@@ -1,0 +1,144 @@
+"""One lock file per volume, held with flock(2) by the command and inherited by its children.
+
+So "locked" means that the command or a child that works for it lives. A lock is released by closing
+only: an explicit unlock would free it under a living child. A file may be unlinked by whoever holds
+it exclusively; hence, after `flock`, the file held and the file of that name are compared.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+from volctl import command, interrupt
+from volctl.errors import LockedError
+
+EXCLUSIVE, SHARED = "exclusive", "shared"
+Names = Mapping[str, str]
+"""Lock names (ids of volumes) to their mode."""
+
+
+class LockSet:
+    """Locks held. `gone` names those whose object is no more: their files are unlinked."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._held: dict[str, tuple[int, str]] = {}
+
+    @property
+    def names(self) -> dict[str, str]:
+        return {name: mode for name, (_, mode) in self._held.items()}
+
+    def add(self, name: str, descriptor: int, mode: str) -> None:
+        self._held[name] = (descriptor, mode)
+        command.inherited.add(descriptor)
+
+    def gone(self, name: str) -> None:
+        """Unlink a lock's file; only under the exclusive lock."""
+        if name in self._held and self._held[name][1] == EXCLUSIVE:
+            (self._directory / name).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        for descriptor, _ in self._held.values():
+            command.inherited.discard(descriptor)
+            os.close(descriptor)
+        self._held.clear()
+
+    def __enter__(self) -> LockSet:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+class LockDirectory:
+    """The lock files of one state directory. `own` gives new files their owner."""
+
+    def __init__(self, directory: Path, own: Callable[[Path], None]) -> None:
+        self._directory = directory
+        self._own = own
+
+    def acquire(self, names: Names, timeout: float) -> LockSet:
+        """All of them, in the order of their names, waiting `timeout` seconds in all.
+
+        `LockedError` when the wait is over, `TimedOut` and `Cancelled` as `interrupt.check`.
+        """
+        end = time.monotonic() + timeout
+        locks = LockSet(self._directory)
+        try:
+            for name in sorted(names):
+                locks.add(name, self._wait(name, names[name], end, timeout), names[name])
+        except BaseException:
+            locks.close()
+            raise
+        return locks
+
+    def try_acquire(self, names: Names) -> LockSet | None:
+        """All of them now, or None."""
+        try:
+            return self.acquire(names, 0)
+        except LockedError:
+            return None
+
+    def _wait(self, name: str, mode: str, end: float, timeout: float) -> int:
+        pause = 0.001
+        while (descriptor := self._lock(name, mode)) is None:
+            if time.monotonic() >= end:
+                raise LockedError(
+                    f"volume {name} is being worked on by another command (waited {timeout:g} s)",
+                    hint="wait for it, or raise --lock-timeout",
+                    volume=name,
+                )
+            interrupt.pause(min(pause, 0.05))
+            pause *= 2
+        return descriptor
+
+    def _lock(self, name: str, mode: str) -> int | None:
+        path = self._directory / name
+        flag = fcntl.LOCK_EX if mode == EXCLUSIVE else fcntl.LOCK_SH
+        while True:
+            descriptor = self._open(path)
+            try:
+                fcntl.flock(descriptor, flag | fcntl.LOCK_NB)
+                if _same(descriptor, path):
+                    return descriptor
+            except BlockingIOError:
+                os.close(descriptor)
+                return None
+            os.close(descriptor)
+
+    def _open(self, path: Path) -> int:
+        try:
+            return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._own(path)
+            return descriptor
+
+
+def _same(descriptor: int, path: Path) -> bool:
+    held = os.fstat(descriptor)
+    try:
+        named = path.stat()
+    except FileNotFoundError:
+        return False
+    return (held.st_dev, held.st_ino) == (named.st_dev, named.st_ino)
+
+
+@contextmanager
+def released(locks: LockSet, lives: Callable[[str], bool]) -> Iterator[LockSet]:
+    """Hold `locks` for the block; unlink the files of those that `lives` says are gone."""
+    try:
+        yield locks
+    finally:
+        try:
+            for name, mode in locks.names.items():
+                if mode == EXCLUSIVE and not lives(name):
+                    locks.gone(name)
+        finally:
+            locks.close()
