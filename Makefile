@@ -1,0 +1,31 @@
+# Every target sets up what it needs; the second time that costs nothing.
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench lint clean
+
+help:
+	@echo 'make demo    a 10 GiB volume from a real Debian image, step by step'
+	@echo 'make test    everything that is checked: lint, types, import rules, tests'
+	@echo 'make bench   how fast it is, beside the bars'
+	@echo 'make lint    format, lint, types and import rules only'
+	@echo 'make clean   remove what the above made in this directory'
+
+demo:
+	@scripts/demo
+
+test: lint
+	@scripts/bootstrap test
+	.venv/bin/python -m pytest -n 2 --dist worksteal $(PYTEST)
+
+lint:
+	@scripts/bootstrap test
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check --quiet .
+	.venv/bin/mypy volctl backends tests scripts/boot
+	.venv/bin/lint-imports --no-logo
+
+bench:
+	@scripts/bootstrap test
+	.venv/bin/python scripts/bench
+
+clean:
+	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist
