@@ -1,0 +1,61 @@
+"""Queries on registered images. Every function works in the caller's transaction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, delete, insert, select, update
+
+from volctl.db.tables import images
+from volctl.model import Image, Json
+
+_INTERNAL = {"identity", "owned"}
+_COLUMNS = [column for column in images.c if column.name not in _INTERNAL]
+
+
+def as_image(row: RowMapping) -> Image:
+    return Image(**row)
+
+
+def insert_row(tx: Connection, row: Json) -> None:
+    """A new row; `sqlalchemy.exc.IntegrityError` when the name is taken."""
+    tx.execute(insert(images), row)
+
+
+def find(tx: Connection, image_id: str) -> Image | None:
+    row = tx.execute(select(*_COLUMNS).where(images.c.id == image_id)).mappings().one_or_none()
+    return as_image(row) if row else None
+
+
+def internals(tx: Connection, image_id: str) -> Json:
+    """`identity` of the file as it was checked, and whether it is our own copy (`owned`)."""
+    row = tx.execute(select(images.c.identity, images.c.owned).where(images.c.id == image_id)).one()
+    return {"identity": row[0], "owned": row[1]}
+
+
+def by_name(tx: Connection, name: str) -> Image | None:
+    row = tx.execute(select(*_COLUMNS).where(images.c.name == name)).mappings().one_or_none()
+    return as_image(row) if row else None
+
+
+def by_prefix(tx: Connection, prefix: str) -> list[Image]:
+    query = select(*_COLUMNS).where(images.c.id >= prefix, images.c.id < prefix + "g").limit(10)
+    return [as_image(row) for row in tx.execute(query).mappings()]
+
+
+def listing(tx: Connection) -> list[Image]:
+    rows = tx.execute(select(*_COLUMNS).order_by(images.c.created_at)).mappings()
+    return [as_image(row) for row in rows]
+
+
+def at_location(tx: Connection, location: str) -> list[Image]:
+    rows = tx.execute(select(*_COLUMNS).where(images.c.location == location)).mappings()
+    return [as_image(row) for row in rows]
+
+
+def change(tx: Connection, image_id: str, **values: Any) -> None:
+    tx.execute(update(images).where(images.c.id == image_id).values(**values))
+
+
+def remove(tx: Connection, image_id: str) -> None:
+    tx.execute(delete(images).where(images.c.id == image_id))

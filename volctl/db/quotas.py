@@ -1,0 +1,74 @@
+"""Queries on limits, use and reservations. Use is a sum over live rows, never a counter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, Table, delete, func, insert, select
+
+from volctl.db.tables import quotas, reservations, snapshots, volumes
+from volctl.model import Json
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Counts, and `gigabytes` in bytes."""
+
+    volumes: int = 0
+    snapshots: int = 0
+    gigabytes: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(self.volumes + other.volumes, self.snapshots + other.snapshots, self.gigabytes + other.gigabytes)
+
+    def __sub__(self, other: Usage) -> Usage:
+        return self + Usage(-other.volumes, -other.snapshots, -other.gigabytes)
+
+
+def limits(tx: Connection, project: str) -> dict[str, int]:
+    """Limits that were set for this project, by resource; of gigabytes in GiB."""
+    query = select(quotas.c.resource, quotas.c.limit).where(quotas.c.project == project)
+    return {row.resource: row.limit for row in tx.execute(query)}
+
+
+def set_limit(tx: Connection, project: str, resource: str, limit: int) -> None:
+    tx.execute(delete(quotas).where(quotas.c.project == project, quotas.c.resource == resource))
+    tx.execute(insert(quotas), {"project": project, "resource": resource, "limit": limit})
+
+
+def used(tx: Connection, project: str, type_name: str | None, *, snapshot_gigabytes: bool) -> Usage:
+    """The sum over live rows (of one type, if named), less those whose own reservation is open."""
+    volume_count, volume_bytes = _sum(tx, volumes, project, type_name)
+    snapshot_count, snapshot_bytes = _sum(tx, snapshots, project, type_name)
+    return Usage(volume_count, snapshot_count, volume_bytes + (snapshot_bytes if snapshot_gigabytes else 0))
+
+
+def _sum(tx: Connection, table: Table, project: str, type_name: str | None) -> tuple[int, int]:
+    pending = select(reservations.c.object_id).where(
+        reservations.c.project == project, reservations.c.object_id.is_not(None)
+    )
+    query = select(func.count(), func.coalesce(func.sum(table.c.size), 0)).where(
+        table.c.project == project, table.c.id.not_in(pending)
+    )
+    if type_name is not None:
+        query = query.where(table.c.type == type_name)
+    row = tx.execute(query).one()
+    return int(row[0]), int(row[1])
+
+
+def reserved(tx: Connection, project: str, type_name: str | None) -> Usage:
+    """The sum over open reservations."""
+    columns = (reservations.c.volumes, reservations.c.snapshots, reservations.c.gigabytes)
+    query = select(*(func.coalesce(func.sum(column), 0) for column in columns)).where(reservations.c.project == project)
+    if type_name is not None:
+        query = query.where(reservations.c.type == type_name)
+    row = tx.execute(query).one()
+    return Usage(int(row[0]), int(row[1]), int(row[2]))
+
+
+def reserve(tx: Connection, row: Json) -> None:
+    tx.execute(insert(reservations), row)
+
+
+def release(tx: Connection, reservation: str | None) -> None:
+    tx.execute(delete(reservations).where(reservations.c.id == reservation))
