@@ -125,12 +125,18 @@ def _start(argv: list[str], fds: set[int], on_output: Callable[[str], None] | No
             _decode_errors="replace",
             _ok_code=list(range(256)),
             _preexec_fn=(lambda: _limit(limits)) if limits else None,
-            _done=lambda command, success, status: child.done.set(),
         )
     except (sh.ForkException, OSError) as error:
         raise AccessError(f"{argv[0]} cannot be started: {error}") from error
     _groups.add(child.process.pid)
+    threading.Thread(target=_await, args=(child,), daemon=True).start()
     return child
+
+
+def _await(child: _Child) -> None:
+    """Wait for the end and for the last output: sh's `_done` comes before it, and up to a second late."""
+    child.process.process.wait()
+    child.done.set()
 
 
 def _limit(limits: Limits) -> None:
