@@ -92,7 +92,7 @@ def match(value: object, requirement: str) -> bool:
         return False
     sign, operand = split(requirement)
     if sign is None:
-        return equal(value, requirement)
+        return _never_plain(requirement) is None and equal(value, requirement)
     if sign in _NUMERIC:
         left, right = number(value), number(operand)
         return left is not None and right is not None and _NUMERIC[sign](left, right)
@@ -108,7 +108,7 @@ def _match_words(value: object, sign: str, operand: str) -> bool:
         # Cinder takes a value that is no boolean for false
         return boolean(operand) is (boolean(value) or False)
     if sign == "<or>":
-        return any(equal(value, wanted) for wanted in alternatives(operand) if wanted)
+        return _never_or(operand) is None and any(equal(value, wanted) for wanted in alternatives(operand))
     return _TEXTUAL[sign](text(value), operand.lower() if isinstance(value, bool) else operand)
 
 

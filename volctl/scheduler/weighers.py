@@ -81,12 +81,15 @@ class ChanceWeigher(Weigher):
 def normalise(weights: Sequence[float | None], multiplier: float) -> list[float]:
     """0..1 over the candidates, then multiplied; all equal is 0 (cinder base_weight.py).
 
-    What is no figure stands just behind the worst of the others.
+    What is no figure stands a little behind the worst of the others.
     """
     known = [weight for weight in weights if weight is not None and math.isfinite(weight)]
     if not known:
         return [0.0] * len(weights)
-    last = min(known) - 1 if multiplier > 0 else max(known) + 1
+    low, high = min(known), max(known)
+    # large enough to be seen beside large figures, where adding 1 would be lost in a float
+    step = max(high - low, abs(low) * 1e-6, abs(high) * 1e-6, 1) / 100
+    last = low - step if multiplier > 0 else high + step
     filled = [weight if weight is not None and math.isfinite(weight) else last for weight in weights]
     low, high = min(filled), max(filled)
     # adding 0.0 makes -0.0 a plain zero
