@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -211,6 +211,17 @@ class Backend(ABC):
     def tools(self) -> list[str]:
         """Programs this backend runs; `backend show` says which are there."""
         return []
+
+
+def check_options(setup: Setup, known: Collection[str]) -> None:
+    """`ConfigError` for an option that a backend does not know, with the nearest that it does."""
+    for option in setup.options:
+        if option not in known:
+            from difflib import get_close_matches
+
+            near = get_close_matches(option, known, 1, 0.0)
+            hint = f"did you mean {near[0]}?" if near else None
+            raise ConfigError(f"backend {setup.name}: there is no option {option!r}", hint=hint)
 
 
 def load(kind: str) -> type[Backend]:

@@ -1,0 +1,243 @@
+"""A real backend to test with: small sparse files, failures on order, and a log of calls.
+
+    [[backend]]
+    name = "test"
+    kind = "fake"
+    directory = "/tmp/pool"       # absolute; `volctl backend init test` puts the marker there
+    capacity = 1099511627776      # bytes; what does not fit is refused as NoSpaceError
+    provisioning = "thin"         # "thick": a volume's whole size is taken from the capacity
+    clone = "copy"                # "share": says that it clones in constant time
+    clone_locks_source = false
+    granule = 1048576
+    sync = false                  # true: fsync, as a backend must; off, only a power cut tells
+    fail = ["create"]             # these calls always fail
+
+Files in the directory, so that a test can change them while other processes run:
+
+- `fail`: {"create": "the message", "clone": {"error": "no_space", "message": "…", "times": 2,
+  "after": true, "pause": 0.5}}; all parts optional; `error` is a code of volctl.errors (default
+  `backend`), `after` fails when the work is done, `pause` waits first; alone, it only waits.
+- `stats`: {"free": 0, "data_percent": 96.5} replaces parts of `Stats`; null is unknown, Infinity is.
+- `calls`: one line of JSON for every call: {"call": "clone", "objects": ["volume-…", "volume-…"]}.
+
+Host tools: none.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from volctl import errors, files, interrupt
+from volctl.backend import Backend, Capabilities, Info, Problem, Progress, Setup, Stats, Target, check_options
+from volctl.model import GiB, MiB, Object
+
+_FILES = ("directory", "owner", "group", "mode", "sync")
+OPTIONS = (*_FILES, "capacity", "provisioning", "clone", "clone_locks_source", "granule", "fail", "capabilities")
+
+
+class Fake(Backend):
+    kind = "fake"
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        check_options(setup, OPTIONS)
+        path = files.directory_option(setup.name, setup.options)
+        sync = bool(setup.options.get("sync", False))
+        self._directory = files.Directory(path, setup.database, setup.name, sync)
+        self._ownership = files.Ownership.of(setup.options, setup.owner)
+        self._capacity = int(setup.options.get("capacity", 1024 * GiB))
+        self._thick = setup.options.get("provisioning", "thin") == "thick"
+
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        options = self.setup.options
+        return Capabilities(
+            thin=not self._thick,
+            constant_time_clone=options.get("clone", "copy") == "share",
+            path_without_attach=True,
+            clone_locks_source=bool(options.get("clone_locks_source", False)),
+            granule=int(options.get("granule", MiB)),
+            extra=options.get("capabilities", {}),
+        )
+
+    @contextmanager
+    def _call(self, call: str, *objects: Object) -> Iterator[files.Place]:
+        """Log a call, fail it if so ordered, and give the place where to do it."""
+        names = [target.name for target in objects]
+        with self._directory.opened(" ".join([call, *names])) as place:
+            line = json.dumps({"call": call, "objects": names}) + "\n"
+            with files.os_open("calls", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, place.fd) as fd:
+                os.write(fd, line.encode())
+            order = self._order(call, place)
+            if not order.get("after"):
+                _obey(order, call)
+            yield place
+            if order.get("after"):
+                _obey(order, call)
+
+    def _order(self, call: str, place: files.Place) -> dict[str, Any]:
+        """What the test wants of this call, counted down under a lock; empty for nothing."""
+        if call in self.setup.options.get("fail", ()):
+            return {"error": "backend"}
+        try:
+            with files.os_open("fail", os.O_RDWR | os.O_CLOEXEC, place.fd) as fd:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                return _count_down(fd, call)
+        except FileNotFoundError:
+            return {}
+
+    def pool(self) -> str:
+        return os.path.realpath(self._directory.path)
+
+    def check(self) -> list[Problem]:
+        trouble = self._directory.trouble()
+        return [Problem(trouble.message, trouble.hint)] if trouble else []
+
+    def init(self, *, dry_run: bool = False) -> list[str]:
+        return self._directory.init(self._ownership, again=self.setup.builtin, dry_run=dry_run)
+
+    def stats(self) -> Stats:
+        with self._call("stats") as place:
+            free = max(0, self._capacity - self._used(place))
+            try:
+                with files.os_open("stats", os.O_RDONLY | os.O_CLOEXEC, place.fd) as fd:
+                    changes = json.loads(os.read(fd, MiB))
+            except FileNotFoundError:
+                changes = {}
+        return replace(Stats(total=self._capacity, free=free), **changes)
+
+    def _used(self, place: files.Place) -> int:
+        found = filter(None, (place.stat(target.name) for target in place.objects()))
+        return sum(stat.st_size if self._thick else stat.st_blocks * 512 for stat in found)
+
+    def _need(self, place: files.Place, thick: int, thin: int) -> None:
+        """Refuse what does not fit into the capacity: bytes promised, or written at once."""
+        need = thick if self._thick else thin
+        if need and self._used(place) + need > self._capacity:
+            raise errors.NoSpaceError(f"{place.path} has no room for {need} bytes of {self._capacity}")
+
+    def create(self, target: Object, size: int) -> None:
+        with self._call("create", target) as place:
+            self._blank(place, target, size)
+
+    def _blank(self, place: files.Place, target: Object, size: int) -> None:
+        place.remove(target.name)
+        self._need(place, size, 0)
+        with place.fresh(target.name, self._ownership) as fd:
+            files.grow(fd, size, preallocate=False)
+
+    def clone(self, source: Object, target: Object, size: int, progress: Progress) -> None:
+        with self._call("clone", source, target) as place:
+            place.remove(target.name)
+            self._copy(place, source.name, target.name, size, progress)
+
+    def _copy(self, place: files.Place, source: str, target: str, size: int, progress: Progress) -> None:
+        with place.existing(source) as original:
+            had = os.fstat(original)
+            if size < had.st_size:
+                raise errors.BackendError(f"{source} has {had.st_size} bytes, more than the {size} asked for")
+            self._need(place, size, had.st_blocks * 512)
+            with place.fresh(target, self._ownership) as fd:
+                files.copy(original, fd, progress)
+                files.grow(fd, size, preallocate=False)
+        progress(had.st_size, had.st_size)
+
+    @contextmanager
+    def writing(self, target: Object, size: int) -> Iterator[Target]:
+        with self._call("writing", target) as place:
+            self._blank(place, target, size)
+        yield Target(self.path(target), "raw", zeroed=True)
+        with self._call("written", target) as place, place.existing(target.name, os.O_RDWR) as fd:
+            os.ftruncate(fd, size)
+
+    @contextmanager
+    def reading(self, source: Object) -> Iterator[Target]:
+        with self._call("reading", source) as place, place.existing(source.name):
+            pass
+        yield Target(self.path(source), "raw", zeroed=False)
+
+    def extend(self, volume: Object, size: int) -> None:
+        with self._call("extend", volume) as place, place.existing(volume.name, os.O_RDWR) as fd:
+            self._need(place, size - os.fstat(fd).st_size, 0)
+            files.grow(fd, size, preallocate=False)
+
+    def snapshot(self, volume: Object, snapshot: Object) -> None:
+        with self._call("snapshot", volume, snapshot) as place:
+            place.remove(snapshot.name)
+            found = place.stat(volume.name)
+            self._copy(place, volume.name, snapshot.name, found.st_size if found else 0, lambda done, total: None)
+
+    def delete_snapshot(self, volume: Object, snapshot: Object) -> None:
+        with self._call("delete_snapshot", volume, snapshot) as place:
+            place.remove(snapshot.name, _reverting(volume))
+
+    def revert(self, volume: Object, snapshot: Object, size: int) -> None:
+        with self._call("revert", volume, snapshot) as place, place.existing(volume.name):
+            place.remove(_reverting(volume))
+            self._copy(place, snapshot.name, _reverting(volume), size, lambda done, total: None)
+            place.replace(_reverting(volume), volume.name)
+
+    def delete(self, volume: Object) -> None:
+        with self._call("delete", volume) as place:
+            place.remove(volume.name, _reverting(volume))
+
+    def inspect(self, target: Object) -> Info | None:
+        with self._call("inspect", target) as place:
+            found = place.stat(target.name)
+        return Info(found.st_size, found.st_blocks * 512) if found else None
+
+    def path(self, volume: Object) -> Path:
+        return self._directory.path / volume.name
+
+    def holders(self, volume: Object) -> list[str]:
+        with self._call("holders", volume) as place:
+            if not place.stat(volume.name):
+                return []
+            with place.existing(volume.name) as fd:
+                return files.holders(self.path(volume), fd)
+
+    def objects(self) -> list[Object]:
+        with self._call("objects") as place:
+            return place.objects()
+
+
+def _reverting(volume: Object) -> str:
+    return f"revert-{volume.id}"
+
+
+def _count_down(fd: int, call: str) -> dict[str, Any]:
+    orders = json.loads(os.read(fd, MiB) or b"{}")
+    order = orders.get(call, {})
+    if not isinstance(order, dict):
+        return {"message": order}
+    if "times" in order:
+        if order["times"] <= 0:
+            return {}
+        orders[call] = order | {"times": order["times"] - 1}
+        text = json.dumps(orders).encode()
+        os.pwrite(fd, text, 0)
+        os.ftruncate(fd, len(text))
+    return order
+
+
+def _obey(order: dict[str, Any], call: str) -> None:
+    interrupt.pause(order.get("pause", 0))
+    if order.keys() - {"pause"}:
+        code = order.get("error", "backend")
+        raise _errors(errors.VolctlError)[code](order.get("message", f"{call} was ordered to fail"))
+
+
+def _errors(base: type[errors.VolctlError]) -> dict[str, type[errors.VolctlError]]:
+    """All error classes by their code; the one that names a code first is its own."""
+    known = {base.code: base}
+    for child in base.__subclasses__():
+        known = _errors(child) | known
+    return known

@@ -1,0 +1,185 @@
+"""Volumes as raw sparse files in a directory.
+
+    [[backend]]
+    name = "files"
+    kind = "loop"
+    directory = "/srv/volumes"     # absolute; `volctl backend init files` puts the marker there
+    preallocate = "off"            # "falloc": a volume's space is taken when it is made
+    owner = "libvirt-qemu"         # of new files; also group, and mode = "0600"
+
+Host tools: none. Clones and snapshots share blocks (FICLONE) on xfs, btrfs and the like, else they
+are sparse copies that keep holes. With `falloc` nothing is shared: a shared block needs new space
+when it is written, which is what preallocation promises not to happen.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+from volctl import files
+from volctl.backend import Backend, Capabilities, Info, Problem, Progress, Setup, Stats, Target, check_options
+from volctl.errors import BackendError, ConfigError
+from volctl.model import Object
+
+OPTIONS = ("directory", "preallocate", "owner", "group", "mode", "capabilities")
+
+
+class Loop(Backend):
+    kind = "loop"
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        check_options(setup, OPTIONS)
+        self._directory = files.Directory(files.directory_option(setup.name, setup.options), setup.database, setup.name)
+        self._ownership = files.Ownership.of(setup.options, setup.owner)
+        preallocate = setup.options.get("preallocate", "off")
+        if preallocate not in ("off", "falloc"):
+            raise ConfigError(f"backend {self.name}: preallocate = {preallocate!r} is neither off nor falloc")
+        self._preallocate = preallocate == "falloc"
+
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            thin=not self._preallocate,
+            constant_time_clone=not self._preallocate and files.reflinks(self._directory.path),
+            path_without_attach=True,
+            extra=self.setup.options.get("capabilities", {}),
+        )
+
+    def pool(self) -> str:
+        return os.path.realpath(self._directory.path)
+
+    def free_space_key(self) -> str:
+        try:
+            return f"dev:{os.stat(self._directory.path).st_dev}"
+        except OSError:
+            return self.pool()  # `check` tells what is wrong with it
+
+    def check(self) -> list[Problem]:
+        trouble = self._directory.trouble()
+        return [Problem(trouble.message, trouble.hint)] if trouble else []
+
+    def init(self, *, dry_run: bool = False) -> list[str]:
+        return self._directory.init(self._ownership, again=self.setup.builtin, dry_run=dry_run)
+
+    def stats(self) -> Stats:
+        with self._directory.opened("look at the free space") as place:
+            room = os.fstatvfs(place.fd)
+        return Stats(total=room.f_blocks * room.f_frsize, free=room.f_bavail * room.f_frsize)
+
+    def create(self, target: Object, size: int) -> None:
+        with self._directory.opened(f"create {target.name}") as place, place.fresh(target.name, self._ownership) as fd:
+            files.grow(fd, size, preallocate=self._preallocate)
+
+    def clone(self, source: Object, target: Object, size: int, progress: Progress) -> None:
+        with (
+            self._directory.opened(f"clone {source.name} to {target.name}") as place,
+            place.existing(source.name) as original,
+            place.fresh(target.name, self._ownership) as fd,
+        ):
+            self._fill(original, fd, size, progress)
+
+    def _fill(self, original: int, fd: int, size: int, progress: Progress) -> None:
+        """Make the new file `fd` read as `original`, then zeros up to `size`."""
+        length = os.fstat(original).st_size
+        if size < length:
+            raise BackendError(f"the source has {length} bytes, more than the {size} asked for")
+        if self._preallocate:
+            files.grow(fd, size, preallocate=True)
+            files.copy(original, fd, progress, share=False)
+        elif not files.reflink(original, fd):
+            files.copy(original, fd, progress)
+        files.grow(fd, size, preallocate=False)
+        progress(length, length)
+
+    def clone_image(self, image: int, target: Object, size: int) -> bool:
+        if self._preallocate:
+            return False
+        with self._directory.opened(f"create {target.name}") as place:
+            with place.fresh(target.name, self._ownership) as fd:
+                if shared := files.reflink(image, fd):
+                    files.grow(fd, size, preallocate=False)
+            if not shared:
+                place.remove(target.name)
+        return shared
+
+    @contextmanager
+    def writing(self, target: Object, size: int) -> Iterator[Target]:
+        self.create(target, size)
+        yield Target(self.path(target), "raw", zeroed=True)
+        with self._directory.opened(f"write {target.name}") as place:
+            self._finish(place, target, size)
+
+    def _finish(self, place: files.Place, target: Object, size: int) -> None:
+        with place.existing(target.name, os.O_RDWR) as fd:
+            if os.fstat(fd).st_size > size:
+                os.ftruncate(fd, size)
+            files.grow(fd, size, preallocate=False)
+            if self._preallocate:
+                files.allocate(fd, 0, size)  # the writer may have truncated it first
+
+    @contextmanager
+    def reading(self, source: Object) -> Iterator[Target]:
+        with self._directory.opened(f"read {source.name}") as place, place.existing(source.name):
+            pass
+        yield Target(self.path(source), "raw", zeroed=False)
+
+    def extend(self, volume: Object, size: int) -> None:
+        with (
+            self._directory.opened(f"extend {volume.name}") as place,
+            place.existing(volume.name, os.O_RDWR) as fd,
+        ):
+            files.grow(fd, size, preallocate=self._preallocate)
+
+    def snapshot(self, volume: Object, snapshot: Object) -> None:
+        with (
+            self._directory.opened(f"snapshot {volume.name} as {snapshot.name}") as place,
+            place.existing(volume.name) as original,
+            place.fresh(snapshot.name, self._ownership) as fd,
+        ):
+            self._fill(original, fd, os.fstat(original).st_size, lambda done, total: None)
+
+    def delete_snapshot(self, volume: Object, snapshot: Object) -> None:
+        with self._directory.opened(f"delete {snapshot.name}") as place:
+            place.remove(snapshot.name, _reverting(volume))
+
+    def revert(self, volume: Object, snapshot: Object, size: int) -> None:
+        """The volume's file is replaced by another inode, in one step, with the owner and mode it had."""
+        with self._directory.opened(f"revert {volume.name} to {snapshot.name}") as place:
+            with place.existing(volume.name) as old, place.existing(snapshot.name) as original:
+                had = os.fstat(old)
+                ownership = files.Ownership(had.st_uid, had.st_gid, had.st_mode & 0o7777)
+                with place.fresh(_reverting(volume), ownership) as fd:
+                    self._fill(original, fd, size, lambda done, total: None)
+            place.replace(_reverting(volume), volume.name)
+
+    def delete(self, volume: Object) -> None:
+        with self._directory.opened(f"delete {volume.name}") as place:
+            place.remove(volume.name, _reverting(volume))
+
+    def inspect(self, target: Object) -> Info | None:
+        with self._directory.opened(f"look at {target.name}") as place:
+            found = place.stat(target.name)
+        return Info(found.st_size, found.st_blocks * 512) if found else None
+
+    def path(self, volume: Object) -> Path:
+        return self._directory.path / volume.name
+
+    def holders(self, volume: Object) -> list[str]:
+        with self._directory.opened(f"look at who holds {volume.name}") as place:
+            if not place.stat(volume.name):
+                return []
+            with place.existing(volume.name) as fd:
+                return files.holders(self.path(volume), fd)
+
+    def objects(self) -> list[Object]:
+        with self._directory.opened("list the objects") as place:
+            return place.objects()
+
+
+def _reverting(volume: Object) -> str:
+    return f"revert-{volume.id}"

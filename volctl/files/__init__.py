@@ -1,0 +1,25 @@
+"""Files that hold objects, handled so that a crash leaves no doubt: what backends of files are made of.
+
+`Directory.opened(doing)` is the way into a pool: it sees the marker first, and turns an OSError into
+the error that says what could not be done, and where. `holders` says who else has a file open.
+"""
+
+from volctl.files.directory import MARKER, Directory, Ownership, Place, directory_option, os_open, translated
+from volctl.files.holders import holders
+from volctl.files.sparse import allocate, copy, grow, reflink, reflinks
+
+__all__ = [
+    "MARKER",
+    "Directory",
+    "Ownership",
+    "Place",
+    "allocate",
+    "copy",
+    "directory_option",
+    "grow",
+    "holders",
+    "os_open",
+    "reflink",
+    "reflinks",
+    "translated",
+]

@@ -1,0 +1,300 @@
+"""The directory of a pool, its marker, and the files in it: made, replaced and deleted durably.
+
+A `Directory` carries a marker file with the uuid of one database, and `Directory.opened` is the only
+way in. What it gives, a `Place`, works relative to one descriptor of the directory and never follows
+a symlink, so nothing can be redirected between two steps.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from volctl import interrupt
+from volctl.errors import AccessError, BackendError, ConfigError, ConflictError, NoSpaceError, VolctlError
+from volctl.model import Object
+
+MARKER = ".volctl"
+_ADVICE = "mount it, or prepare it once: volctl backend init "
+_OBJECT = re.compile(r"(volume|snap|image)-([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_NO_TRICKS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+@contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """Inside, an OSError becomes the error that SPEC wants, saying that one could not do `doing`."""
+    try:
+        yield
+    except OSError as error:
+        raise _failure(error, doing) from error
+
+
+def _failure(error: OSError, doing: str) -> VolctlError:
+    said = f"cannot {doing}: {error.strerror or error}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpaceError(said, hint="free some space, or choose another backend")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        why = "the file system is read-only" if error.errno == errno.EROFS else f"user {os.geteuid()} lacks the rights"
+        return AccessError(said, hint=why)
+    return BackendError(said)
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """Of new files; -1 leaves the user or the group as it is."""
+
+    uid: int = -1
+    gid: int = -1
+    mode: int = 0o600
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], default: tuple[int, int] | None) -> Ownership:
+        """From the options `owner`, `group` (names or numbers) and `mode` (octal text)."""
+        mode = options.get("mode", "0600")
+        if not isinstance(mode, str) or not re.fullmatch(r"0?[0-7]{3}", mode):
+            raise ConfigError(f"mode = {mode!r} is not an octal mode", hint='write mode = "0600"')
+        uid, gid = _id("owner", options.get("owner")), _id("group", options.get("group"))
+        if uid == gid == -1 and default:
+            uid, gid = default
+        return cls(uid, gid, int(mode, 8))
+
+    def apply(self, fd: int) -> None:
+        os.fchmod(fd, self.mode)
+        have = os.fstat(fd)
+        if self.uid not in (-1, have.st_uid) or self.gid not in (-1, have.st_gid):
+            os.fchown(fd, self.uid, self.gid)
+
+
+def _id(option: str, value: object) -> int:
+    if value is None:
+        return -1
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    import grp
+    import pwd
+
+    try:
+        return pwd.getpwnam(str(value)).pw_uid if option == "owner" else grp.getgrnam(str(value)).gr_gid
+    except KeyError:
+        raise ConfigError(
+            f"{option} = {value!r}: there is no such {'user' if option == 'owner' else 'group'}"
+        ) from None
+
+
+def directory_option(backend: str, options: Mapping[str, Any]) -> Path:
+    """The option `directory`, which must be an absolute path."""
+    directory = options.get("directory")
+    if not isinstance(directory, str | Path) or not os.path.isabs(directory) or "\0" in str(directory):
+        said = f"backend {backend}: directory = {directory!r} is not an absolute path"
+        raise ConfigError(said, hint='write directory = "/srv/volumes"')
+    return Path(directory)
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """The pool directory of one backend. `sync=False` gives up being safe from power loss (tests)."""
+
+    path: Path
+    database: str
+    backend: str
+    sync: bool = True
+
+    @contextmanager
+    def opened(self, doing: str) -> Iterator[Place]:
+        """The directory, if it carries our marker; else `BackendError`, whatever was to be done.
+
+        OSErrors inside are translated, with `doing` as in `create volume-…`.
+        """
+        with translated(f"{doing} in {self.path}"), self._entered() as at:
+            if trouble := self._unmarked(at):
+                raise BackendError(f"cannot {doing}: {trouble.message}", hint=trouble.hint)
+            yield Place(at, self.path, self.sync)
+
+    @contextmanager
+    def _entered(self) -> Iterator[int]:
+        try:
+            at = os.open(self.path, _DIRECTORY)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            why = "not there" if isinstance(error, FileNotFoundError) else "not a directory"
+            raise BackendError(
+                f"{self.path} of backend {self.backend} is {why}", hint=_ADVICE + self.backend
+            ) from error
+        try:
+            yield at
+        finally:
+            os.close(at)
+
+    def _unmarked(self, at: int) -> BackendError | None:
+        owner = _owner(at)
+        if owner == self.database:
+            return None
+        if owner is None:
+            said = f"{self.path} of backend {self.backend} is not mounted or not initialised (no {MARKER} file)"
+            return BackendError(said, hint=_ADVICE + self.backend)
+        said = f"{self.path} of backend {self.backend} belongs to another database ({owner or 'its marker is damaged'})"
+        return BackendError(said, hint="give each state directory a directory of its own")
+
+    def trouble(self) -> VolctlError | None:
+        """What keeps the directory from being used."""
+        try:
+            with translated(f"use {self.path}"), self._entered() as at:
+                if unmarked := self._unmarked(at):
+                    return unmarked
+                if not os.access(self.path, os.W_OK | os.X_OK, effective_ids=True):
+                    return AccessError(f"{self.path} of backend {self.backend} is not writable for this user")
+        except VolctlError as error:
+            return error
+        return None
+
+    def init(self, ownership: Ownership, *, again: bool, dry_run: bool) -> list[str]:
+        """Make the directory's last component and its marker; sentences of what was, or would be, done.
+
+        `again` takes over another database's directory if it is empty. Else `ConflictError` for one,
+        and for objects without a marker.
+        """
+        done = []
+        with translated(f"prepare {self.path}"):
+            if not self.path.exists():
+                done.append(f"{'would make' if dry_run else 'made'} the directory {self.path}")
+                if not dry_run:
+                    self._make(ownership)
+            if not (done and dry_run):
+                with self._locked() as at:
+                    if not self._may_mark(at, again):
+                        return done
+                    if not dry_run:
+                        self._mark(at, ownership)
+        return [*done, f"{'would mark' if dry_run else 'marked'} {self.path} as a pool of this database"]
+
+    def _make(self, ownership: Ownership) -> None:
+        with os_open(self.path.parent, _DIRECTORY) as parent:
+            with suppress(FileExistsError):  # another command's first run made it
+                os.mkdir(self.path.name, 0o700, dir_fd=parent)
+            with os_open(self.path.name, _DIRECTORY, parent) as at:
+                Ownership(ownership.uid, ownership.gid, 0o700).apply(at)
+            os.fsync(parent)
+
+    @contextmanager
+    def _locked(self) -> Iterator[int]:
+        with self._entered() as at:
+            while True:
+                try:
+                    fcntl.flock(at, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    interrupt.pause(0.02)
+            yield at
+
+    def _may_mark(self, at: int, again: bool) -> bool:
+        """False if it is marked already."""
+        trouble, objects = self._unmarked(at), _objects(at)
+        if not trouble:
+            return False
+        if _owner(at) is not None and not (again and not objects):
+            raise ConflictError(trouble.message, hint="choose another directory")
+        if objects:
+            said = f"{self.path} has no marker but holds {len(objects)} objects such as {objects[0].name}"
+            raise ConflictError(said, hint="move them away, or choose another directory")
+        return True
+
+    def _mark(self, at: int, ownership: Ownership) -> None:
+        text = json.dumps({"volctl": 1, "database": self.database}) + "\n"
+        place = Place(at, self.path, True)
+        with place.fresh(MARKER + ".new", Ownership(ownership.uid, ownership.gid)) as fd:
+            os.write(fd, text.encode())
+        place.replace(MARKER + ".new", MARKER)
+
+
+def _owner(at: int) -> str | None:
+    """The uuid in the marker; None without a marker, empty if it is damaged."""
+    try:
+        with os_open(MARKER, os.O_RDONLY | _NO_TRICKS, at) as fd:
+            return str(json.loads(os.read(fd, 4096))["database"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+def _objects(at: int) -> list[Object]:
+    matches = filter(None, map(_OBJECT.fullmatch, os.listdir(at)))
+    return [Object(cast(Literal["volume", "snap", "image"], match[1]), match[2]) for match in matches]
+
+
+@contextmanager
+def os_open(path: Path | str, flags: int, at: int | None = None, mode: int = 0o600) -> Iterator[int]:
+    fd = os.open(path, flags, mode, dir_fd=at)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """An open pool directory. What its methods did is durable when they return."""
+
+    fd: int
+    path: Path
+    sync: bool
+
+    @contextmanager
+    def fresh(self, name: str, ownership: Ownership) -> Iterator[int]:
+        """A new empty file, whatever was there; durable when the block ends well."""
+        self._unlink(name)
+        with os_open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_TRICKS, self.fd) as fd:
+            ownership.apply(fd)
+            yield fd
+            self.flush(fd)
+        self.flush(self.fd)
+
+    @contextmanager
+    def existing(self, name: str, flags: int = os.O_RDONLY) -> Iterator[int]:
+        """A file that must be there; what was done to it is durable if `flags` let one write."""
+        if not self.stat(name):
+            raise BackendError(f"{name} is not in {self.path}")
+        with os_open(name, flags | _NO_TRICKS, self.fd) as fd:
+            yield fd
+            if flags & os.O_RDWR:
+                self.flush(fd)
+
+    def stat(self, name: str) -> os.stat_result | None:
+        """None if it is not there; `BackendError` if something else bears its name."""
+        try:
+            found = os.stat(name, dir_fd=self.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        if not stat.S_ISREG(found.st_mode):
+            raise BackendError(f"{name} in {self.path} is not a regular file")
+        return found
+
+    def replace(self, name: str, other: str) -> None:
+        """Give the file `name` the name `other`, in one step."""
+        os.rename(name, other, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+        self.flush(self.fd)
+
+    def remove(self, *names: str) -> None:
+        for name in names:
+            self._unlink(name)
+        self.flush(self.fd)  # also when all are gone: whoever unlinked them may have died before this
+
+    def _unlink(self, name: str) -> None:
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=self.fd)
+
+    def flush(self, fd: int) -> None:
+        if self.sync:
+            os.fsync(fd)
+
+    def objects(self) -> list[Object]:
+        return _objects(self.fd)
