@@ -44,7 +44,10 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a child may use: address space in bytes, processor time in seconds."""
+    """What a child may use: memory in bytes (RLIMIT_DATA), processor time in seconds.
+
+    Not address space: glibc reserves 128 MiB of it for each thread, so a limit there fails at random.
+    """
 
     memory: int | None = None
     cpu: int | None = None
@@ -143,7 +146,7 @@ def _limit(limits: Limits) -> None:
     import resource
 
     if limits.memory is not None:
-        resource.setrlimit(resource.RLIMIT_AS, (limits.memory, limits.memory))
+        resource.setrlimit(resource.RLIMIT_DATA, (limits.memory, limits.memory))
     if limits.cpu is not None:
         resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu, limits.cpu))
 
