@@ -1,0 +1,110 @@
+"""The copy of an image's or a volume's content into a volume, by `qemu-img convert`.
+
+The flags, measured with 1 GiB of data in a 4 GiB disk on ext4: the target with O_DIRECT (`-t none`),
+so that nothing waits in the page cache for the caller's fsync; the source through the page cache,
+which costs 0.5 s where the file was just read or fetched and 1.1 s where not, against 1.3 and 1.5 s
+with `-T none`; 16 requests in flight, out of order (`-W -m 16`). A loop of `copy_file_range` over
+the data of a raw file took 0.6 to 3 s, its writes being the page cache's.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path
+
+from volctl import command
+from volctl.backend import Progress, Target
+from volctl.errors import BackendError, InUseError, NoSpaceError
+from volctl.images.formats import QEMU_DRIVER
+from volctl.images.gate import CheckedImage, check_fits
+
+FAST = ("-W", "-m", 16)
+_PERCENT = re.compile(r"\(([0-9.]+)/100%\)")
+
+
+def copy_image(image: CheckedImage, target: Target, progress: Progress) -> None:
+    """Write the image's disk to `target`; what is behind it, and its holes, read as zeros.
+
+    `target` keeps its size. Its bytes are on the way to the disk, but the caller syncs. Raises
+    `ImageUnsafeError` if the image was changed meanwhile, `ImageTooBigError`, `NoSpaceError`,
+    `InUseError` if a program has the image or the target open for writing, else `BackendError`.
+    """
+    image.verify_unchanged()
+    size = _size(target)
+    if size is not None:
+        check_fits(image, size)
+    _convert(QEMU_DRIVER[image.format], f"/dev/fd/{image.fd}", image.virtual_size, target, progress, (image.fd,))
+    image.verify_unchanged()
+    _zero_tail(target, image.virtual_size, size)
+
+
+def copy_raw(source: Target, target: Target, progress: Progress) -> None:
+    """The same from a volume or snapshot of another backend. A source in use is `InUseError`."""
+    length, size = _size(source), _size(target)
+    if length is not None and size is not None and length > size:
+        raise BackendError(f"{source.path} has {length} bytes and does not fit {target.path} with {size}")
+    _convert(source.format, str(source.path), length, target, progress)
+    if length is not None:
+        _zero_tail(target, length, size)
+
+
+def _convert(
+    driver: str, source: str, length: int | None, target: Target, progress: Progress, fds: tuple[int, ...] = ()
+) -> None:
+    zero = ("--target-is-zero",) if target.zeroed else ()
+    cache = "none" if _direct(target.path) else "writeback"
+    total = length or 100
+
+    def watch(piece: str) -> None:
+        for percent in _PERCENT.findall(piece):
+            progress(min(total, int(float(percent) * total / 100)), total)
+
+    result = command.run(
+        "qemu-img", "convert", "-p", "-n", *zero, *FAST, "-t", cache, "-f", driver, "-O", target.format,
+        source, target.path, ok=range(-64, 256), pass_fds=fds, on_output=watch,
+    )  # fmt: skip
+    if result.status:
+        raise _failure(result, target)
+    progress(total, total)
+
+
+def _failure(result: command.Result, target: Target) -> BackendError | InUseError | NoSpaceError:
+    if "No space left on device" in result.err or "Disk quota exceeded" in result.err:
+        return NoSpaceError(f"no space was left while {target.path.name} was written")
+    if "Is another process using the image" in result.err:
+        found = re.search(r"Is another process using the image \[(.*?)\]", result.err)
+        held = found[1] if found and not found[1].startswith("/dev/fd/") else "the image"
+        return InUseError(f"{held} is open for writing in another program", hint="stop the program first")
+    return command.failure("qemu-img", result)
+
+
+def _size(target: Target) -> int | None:
+    """The length of a raw file or device in bytes; None where only its format knows.
+
+    A target that is missing is an error here, since QEMU would make a plain file of it, also in /dev.
+    """
+    try:
+        with open(target.path, "rb") as file:
+            return file.seek(0, os.SEEK_END) if target.format == "raw" else None
+    except OSError as error:
+        raise BackendError(f"{target.path} cannot be opened: {error.strerror}") from error
+
+
+def _direct(path: Path) -> bool:
+    """Whether the file system takes O_DIRECT, which some (FUSE, older tmpfs) do not."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+def _zero_tail(target: Target, start: int, size: int | None) -> None:
+    """What is behind the copied disk reads as zeros, also on a target that held something before."""
+    start = -(-start // 512) * 512
+    if target.zeroed or size is None or start >= size:
+        return
+    how = "--zero-range" if stat.S_ISBLK(target.path.stat().st_mode) else "--punch-hole"
+    command.run("fallocate", how, "--keep-size", "--offset", start, "--length", size - start, target.path)

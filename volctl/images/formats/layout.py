@@ -1,0 +1,25 @@
+"""What reading an image's tables tells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from volctl.images.reader import Reader
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Bytes throughout. `data` is what a copy writes at most: every reference to a cluster counts,
+    since one stored cluster may stand for many. `virtual_size` None: only QEMU's reading counts.
+
+    `check` is whether `qemu-img check` is to be asked: not where it must complain of an image that
+    reads well (qcow2 with lazy refcounts) or has no check (vhd).
+    """
+
+    virtual_size: int | None
+    data: int
+    check: bool = True
+
+
+Inspect = Callable[[Reader], Layout]

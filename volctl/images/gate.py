@@ -1,0 +1,176 @@
+"""The gate: an image file is opened once, and is safe, whole and what it claims to be, or refused.
+
+Nothing else of volctl reads an image but through the descriptor of a `CheckedImage`. The order
+matters: content decides the format, then our own readers (`formats`) and OpenStack's
+`format_inspector` look at the tables, and only then may QEMU open the file, with an explicit
+format, for what they cannot see. Raw content is never given to a program here.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from types import TracebackType
+
+from volctl.errors import AccessError, ImageError, ImageTooBigError, ImageUnsafeError, NotFoundError, UsageError
+from volctl.images import checksums, safety
+from volctl.images.formats import QEMU_DRIVER, inspect
+from volctl.images.formats.magic import Magic, identify
+from volctl.images.reader import Reader
+from volctl.model import format_size
+
+ALIASES = {"vpc": "vhd"}
+KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a character device",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedImage:
+    """An open image that passed the gate. Sizes in bytes.
+
+    `data_size` bounds what a copy writes: the guest data that the file's tables refer to, or the
+    blocks that a raw file takes. `identity` is what `fstat` said: device, inode, size, mtime_ns,
+    ctime_ns. `sha256` (hex) is None unless that was the checksum asked for.
+    """
+
+    fd: int
+    path: str
+    format: str
+    virtual_size: int
+    file_size: int
+    data_size: int
+    identity: dict[str, int]
+    sha256: str | None
+
+    def __enter__(self) -> CheckedImage:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        os.close(self.fd)
+
+    def verify_unchanged(self) -> None:
+        """`ImageUnsafeError` if somebody wrote to the file since it was checked."""
+        if _identity(os.fstat(self.fd)) != self.identity:
+            raise ImageUnsafeError(
+                f"the image {self.path} was changed while it was used", hint="try again when nobody writes to it"
+            )
+
+
+def open_image(
+    path: str, *, declared: str = "auto", checksum: str | None = None, allow_device: bool = False
+) -> CheckedImage:
+    """Open and check the image at `path`; `declared` is its format's name or `auto`.
+
+    `checksum` is `sha256:HEX` or `sha512:HEX`. Raises `UsageError` for a wrong argument,
+    `NotFoundError`, `AccessError`, `InUseError` (somebody writes to it), and `ImageError` or one of
+    its kinds for everything that the image itself is guilty of.
+    """
+    wanted = _declared(declared)
+    expected = checksums.parse(checksum) if checksum is not None else None
+    path = os.path.abspath(path)
+    fd = _open(path)
+    try:
+        size = _size(fd, path, allow_device)
+        identity = _identity(os.fstat(fd))
+        format = _format(path, identify(fd, size), wanted)
+        virtual, data = _measure(fd, path, format, size)
+        digest = checksums.verify(fd, path, size, expected) if expected else None
+        image = CheckedImage(fd, path, format, virtual, size, data, identity, digest)
+        image.verify_unchanged()
+    except BaseException:
+        os.close(fd)
+        raise
+    return image
+
+
+def check_fits(image: CheckedImage, size: int) -> None:
+    """`ImageTooBigError` with both numbers if the image's disk is larger than `size` bytes."""
+    if image.virtual_size > size:
+        raise ImageTooBigError(
+            f"the image {image.path} holds a disk of {image.virtual_size} bytes ({format_size(image.virtual_size)}), "
+            f"the volume has {size} bytes ({format_size(size)})",
+            hint=f"ask for at least {format_size(image.virtual_size)}",
+            details={"virtual_size": image.virtual_size, "size": size},
+        )
+
+
+def _declared(declared: str) -> str | None:
+    name = ALIASES.get(declared, declared)
+    if name != "auto" and name not in QEMU_DRIVER:
+        known = ", ".join(["auto", *QEMU_DRIVER, *ALIASES])
+        raise UsageError(f"{declared!r} is not an image format", hint=f"formats: {known}")
+    return None if name == "auto" else name
+
+
+def _open(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NotFoundError(f"there is no image file {path}") from error
+    except PermissionError as error:
+        raise AccessError(f"the image {path} may not be read by this user") from error
+    except ValueError as error:
+        raise UsageError(f"{path!r} cannot be the path of a file") from error
+    except OSError as error:
+        raise ImageError(f"the image {path} cannot be opened: {error.strerror}") from error
+
+
+def _size(fd: int, path: str, allow_device: bool) -> int:
+    mode = os.fstat(fd).st_mode
+    if kind := KINDS.get(stat.S_IFMT(mode)):
+        raise ImageError(f"{path} is {kind}, not an image file")
+    if stat.S_ISBLK(mode) and not allow_device:
+        raise ImageError(f"{path} is a block device, not an image file", hint="--allow-device takes it all the same")
+    size = os.lseek(fd, 0, os.SEEK_END)
+    if not size:
+        raise ImageError(f"the image {path} is empty")
+    return size
+
+
+def _identity(found: os.stat_result) -> dict[str, int]:
+    return {
+        "device": found.st_dev,
+        "inode": found.st_ino,
+        "size": found.st_size,
+        "mtime_ns": found.st_mtime_ns,
+        "ctime_ns": found.st_ctime_ns,
+    }
+
+
+def _format(path: str, magic: Magic, wanted: str | None) -> str:
+    """The content's format, if it is taken and nothing else was declared."""
+    if magic.compressed:
+        raise ImageError(f"the image {path} is packed ({magic.format})", hint="unpack it first")
+    if magic.format == "luks":
+        raise ImageUnsafeError(f"the image {path} is refused: it is encrypted (luks)")
+    if magic.format == "vmdk (descriptor)":
+        raise ImageUnsafeError(f"the image {path} is refused: it is a VMDK descriptor, its data is in other files")
+    if magic.format not in QEMU_DRIVER:
+        known = ", ".join(QEMU_DRIVER)
+        raise ImageError(f"the image {path} has the format {magic.format}", hint=f"volctl takes {known}")
+    if wanted and magic.format != wanted:
+        raise ImageError(
+            f"the image {path} is {magic.format}, not {wanted} as declared",
+            details={"declared": wanted, "found": magic.format},
+        )
+    return magic.format
+
+
+def _measure(fd: int, path: str, format: str, size: int) -> tuple[int, int]:
+    """The virtual size, and the most that a copy writes."""
+    found = os.fstat(fd)
+    allocated = size if stat.S_ISBLK(found.st_mode) else min(found.st_blocks * 512, size)
+    if format == "raw":
+        return size, allocated
+    layout = inspect(format, Reader.of(fd, path, size, allocated))
+    safety.inspect_as_openstack(fd, path, format, size)
+    virtual = safety.ask_qemu(fd, path, format, layout, allocated)
+    if not virtual:
+        raise ImageError(f"the image {path} holds an empty disk")
+    data = min(layout.data, allocated) if format == "vhd" and layout.data == virtual else layout.data
+    return virtual, data

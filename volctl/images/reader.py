@@ -1,0 +1,72 @@
+"""Bounded reads of an image's metadata: nothing past the end, nothing longer than its budget."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from volctl import interrupt
+from volctl.errors import ImageCorruptError, ImageUnsafeError
+from volctl.model import KiB, MiB
+
+SECONDS = 1.2  # of our own processor time for the tables of one image
+BYTES_PER_SECOND = 64 * 1024 * MiB  # an image that really holds much may take longer
+PIECE = 512 * KiB
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """The descriptor of an image, its length in bytes, the space it takes, and when to give up.
+
+    Tables of hostile files can be far larger than the file (holes, tables that are shared), so
+    reading them has a budget of processor time that grows only with what the file really takes.
+    """
+
+    fd: int
+    name: str
+    size: int
+    deadline: float
+
+    @classmethod
+    def of(cls, fd: int, name: str, size: int, allocated: int) -> Reader:
+        return cls(fd, name, size, time.process_time() + SECONDS + allocated / BYTES_PER_SECOND)
+
+    def read(self, offset: int, length: int, what: str) -> bytes:
+        """Exactly `length` bytes; `ImageCorruptError` if the file ends before."""
+        interrupt.check()
+        if time.process_time() > self.deadline:
+            raise ImageUnsafeError(f"the image {self.name} has tables too large to be checked")
+        self.reaches(offset + length, what)
+        data = os.pread(self.fd, length, offset)
+        if len(data) != length:
+            raise self.corrupt(f"its {what} cannot be read")
+        return data
+
+    def words(self, code: str, offset: int, count: int, what: str, big: bool = False) -> Iterator[array[int]]:
+        """A table of `count` unsigned integers (`I` 32, `Q` 64 bits), piece by piece."""
+        width = 4 if code == "I" else 8
+        self.reaches(offset + count * width, what)
+        for start in range(0, count * width, PIECE):
+            table = array(code, self.read(offset + start, min(PIECE, count * width - start), what))
+            if big == (sys.byteorder == "little"):
+                table.byteswap()
+            yield table
+
+    def reaches(self, needed: int, what: str) -> None:
+        """`ImageCorruptError` with both numbers unless the file is at least `needed` bytes long."""
+        if needed > self.size:
+            raise ImageCorruptError(
+                f"the image {self.name} is cut off: its {what} needs {needed} bytes, the file has {self.size}",
+                hint="fetch or export the image again",
+                details={"needed": needed, "actual": self.size},
+            )
+
+    def corrupt(self, why: str) -> ImageCorruptError:
+        return ImageCorruptError(f"the image {self.name} is corrupt: {why}")
+
+    def unsafe(self, why: str) -> ImageUnsafeError:
+        return ImageUnsafeError(f"the image {self.name} is refused: {why}")
