@@ -92,6 +92,12 @@ REFUSALS = [
     ),
     (
         "DriverFilter",
+        change(A, filter_function="1e200 * 1e200 - 1e200 * 1e200"),
+        ASK,
+        "filter_function '1e200 * 1e200 - 1e200 * 1e200' does not hold",
+    ),
+    (
+        "DriverFilter",
         change(A, filter_function="1 / stats.volumes"),
         ASK,
         "filter_function '1 / stats.volumes' has no value: division by zero",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from volctl.errors import ConfigError
 from volctl.model import Explanation, Verdict
-from volctl.scheduler import expressions, filters, weighers
+from volctl.scheduler import filters, weighers
 from volctl.scheduler.filters import Filter
 from volctl.scheduler.pools import Pool, Request, reported
 from volctl.scheduler.specs import backend_names, check_specs, match, size_bounds
@@ -63,11 +63,11 @@ def _total(verdict: Verdict) -> float:
 
 
 def _unpinned(pools: Sequence[Pool], request: Request) -> Request:
-    """Let go of the source's backend if another was asked for, or the type names another."""
+    """Let go of the source's backend if the type names another."""
     wanted = backend_names(request.specs)
     named = next((reported(pool) for pool in pools if pool.name == request.source_backend), {})
     name = named.get("volume_backend_name", request.source_backend)
-    if request.backend is None and all(match(name, requirement) for requirement in wanted):
+    if all(match(name, requirement) for requirement in wanted):
         return request
     return replace(request, source_backend=None)
 
@@ -114,4 +114,6 @@ def check_expression(text: str, what: str) -> None:
 
     `what` names it in the message, such as `filter_function of backend 'fast'`.
     """
+    from volctl.scheduler import expressions
+
     expressions.parse(text, what)

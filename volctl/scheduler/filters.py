@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from volctl.scheduler import expressions, plugins, specs
+from volctl.scheduler import plugins, specs
 from volctl.scheduler.pools import (
     Pool,
     Request,
@@ -188,6 +188,8 @@ class DriverFilter(Filter):
     def refuse(self, pool: Pool, request: Request) -> str | None:
         if pool.filter_function is None:
             return None
+        from volctl.scheduler import expressions  # most backends have none, and reading it costs milliseconds
+
         try:
             if expressions.truth(expressions.evaluate(pool.filter_function, scope(pool, request))):
                 return None

@@ -6,7 +6,6 @@ its class under its name; it is looked up only for a name that is not ours.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -35,6 +34,8 @@ def find(name: str, ours: Mapping[str, type[T]], base: type[T], group: str) -> t
 
 
 def _nearest(name: str, known: list[str]) -> str:
+    import difflib
+
     if near := difflib.get_close_matches(name, known, 1, 0.5):
         return f"did you mean {near[0]}?"
     return f"known: {', '.join(sorted(known))}"
