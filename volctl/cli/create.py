@@ -1,0 +1,137 @@
+"""volctl create, explain."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
+from volctl import model
+from volctl.cli import stdout, words
+from volctl.cli.human import Row, verdict_text
+from volctl.cli.options import Verb, common, typer_app, whole
+from volctl.cli.output import View, view
+from volctl.cli.session import session
+from volctl.errors import NoBackendError
+
+app = typer_app()
+
+Count = Annotated[str | None, typer.Option("--count", metavar="N", help="Make NAME-1 … NAME-N")]
+Attempts = Annotated[str | None, typer.Option("--max-attempts", metavar="N", help="Backends to try; 1: no other")]
+
+
+@app.command("create", cls=Verb)
+def create(
+    ctx: typer.Context,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Its name; none is allowed")] = None,
+    size: words.Size = None,
+    from_image: words.FromImage = None,
+    from_snapshot: words.FromSnapshot = None,
+    from_volume: words.FromVolume = None,
+    image_format: words.ImageFormat = "auto",
+    checksum: words.Checksum = None,
+    allow_device: words.AllowDevice = False,
+    type: words.Type = None,
+    backend: words.Backend = None,
+    availability_zone: words.Zone = None,
+    hint: words.Hints = None,
+    property: words.Properties = None,
+    description: words.Description = None,
+    if_absent: Annotated[bool, typer.Option("--if-absent", help="Success if the same one is there")] = False,
+    dry_run: Annotated[bool, typer.Option("-n", "--dry-run", help="Only show which backend it would get")] = False,
+    max_attempts: Attempts = None,
+    count: Count = None,
+) -> None:
+    """Create a volume, or several."""
+    many = whole(count, "--count")
+    wanted = model.CreateRequest(
+        name=name,
+        size=size,
+        from_image=from_image,
+        from_snapshot=from_snapshot,
+        from_volume=from_volume,
+        image_format=image_format,
+        checksum=checksum,
+        allow_device=allow_device,
+        type=type,
+        backend=backend,
+        availability_zone=availability_zone,
+        hints=words.several(hint),
+        properties=words.several(property),
+        description=description,
+        if_absent=if_absent,
+        max_attempts=whole(max_attempts, "--max-attempts"),
+    )
+    explained(ctx, wanted) if dry_run else created(ctx, wanted, many or 1)
+
+
+@app.command("explain", cls=Verb)
+def explain(
+    ctx: typer.Context,
+    size: words.Size = None,
+    from_image: words.FromImage = None,
+    from_snapshot: words.FromSnapshot = None,
+    from_volume: words.FromVolume = None,
+    image_format: words.ImageFormat = "auto",
+    allow_device: words.AllowDevice = False,
+    type: words.Type = None,
+    backend: words.Backend = None,
+    availability_zone: words.Zone = None,
+    hint: words.Hints = None,
+) -> None:
+    """Show which backend a volume would get, and why."""
+    wanted = model.CreateRequest(
+        size=size,
+        from_image=from_image,
+        from_snapshot=from_snapshot,
+        from_volume=from_volume,
+        image_format=image_format,
+        allow_device=allow_device,
+        type=type,
+        backend=backend,
+        availability_zone=availability_zone,
+        hints=words.several(hint),
+    )
+    explained(ctx, wanted)
+
+
+def created(ctx: typer.Context, wanted: model.CreateRequest, count: int) -> None:
+    """One volume, or NAME-1 … NAME-N; with --quiet their ids only."""
+    shown = view(ctx, model.Volume, words.VOLUME_COLUMNS)
+    if common(ctx).quiet and not common(ctx).columns and common(ctx).output == "table":
+        shown = replace(shown, given=replace(shown.given, output="value", columns=("id",)))
+    with session(ctx, flows=count == 1) as s:
+        from volctl.service import volumes
+
+        shown.each(names(wanted.name, count), lambda name: volumes.create(s, replace(wanted, name=name or None)))
+
+
+def names(name: str | None, count: int) -> list[str]:
+    """What the volumes are called; empty for one without a name."""
+    if count == 1 or name is None:
+        return [name or ""] * count
+    return [f"{name}-{number}" for number in range(1, count + 1)]
+
+
+def explained(ctx: typer.Context, wanted: model.CreateRequest) -> None:
+    """Print the scheduler's verdicts; `NoBackendError` if no backend passed."""
+    shown = view(ctx, model.Explanation)
+    with session(ctx, reads=True) as s:
+        from volctl.service import volumes
+
+        explanation = volumes.plan(s, wanted)
+    if common(ctx).output == "table" and not common(ctx).columns:
+        verdicts(ctx, model.to_json(explanation))
+    else:
+        shown.one(explanation)
+    if explanation.chosen is None:
+        raise NoBackendError("no backend passes", hint="volctl backend list shows what there is")
+
+
+def verdicts(ctx: typer.Context, explanation: Row) -> None:
+    """For a person: what was asked for, then a row for each backend."""
+    kind = f" of type {explanation['type']}" if explanation["type"] else ""
+    stdout.write(f"{model.format_size(explanation['size'])}{kind}: {explanation['chosen'] or 'no backend'}\n")
+    rows = [{"backend": v["name"], "verdict": verdict_text(v, explanation["chosen"])} for v in explanation["backends"]]
+    View(common(ctx), ("backend", "verdict"), ("backend", "verdict")).many(rows)

@@ -1,0 +1,111 @@
+"""volctl image add, list, show, check, refresh, delete."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from volctl import model
+from volctl.cli import words
+from volctl.cli.options import Verb, typer_app
+from volctl.cli.output import view
+from volctl.cli.session import session
+from volctl.errors import UsageError
+
+app = typer_app("image", "Registered disk images.")
+
+COLUMNS = ("id", "name", "status", "format", "virtual_size", "location")
+CHECKED = ("format", "virtual_size", "size", "data_size", "sha256")
+
+
+@app.command("add", cls=Verb)
+def add(
+    ctx: typer.Context,
+    what: Annotated[list[str], typer.Argument(metavar="[NAME] LOCATION", help="A file, or volume:REF")],
+    copy: Annotated[bool, typer.Option("--copy", help="Copy the file into the image store")] = False,
+    image_format: words.ImageFormat = "auto",
+    checksum: words.Checksum = None,
+    min_disk: Annotated[str | None, typer.Option("--min-disk", metavar="SIZE", help="No smaller volumes")] = None,
+    property: words.Properties = None,
+    allow_device: words.AllowDevice = False,
+) -> None:
+    """Register an image."""
+    shown, (name, location) = view(ctx, model.Image, COLUMNS), named(what)
+    with session(ctx) as s:
+        from volctl.service import images
+
+        added = images.add(
+            s,
+            name,
+            location,
+            copy=copy,
+            image_format=image_format,
+            checksum=checksum,
+            min_disk=min_disk,
+            properties=words.several(property),
+            allow_device=allow_device,
+        )
+        shown.one(added)
+
+
+def named(what: list[str]) -> tuple[str | None, str]:
+    """[NAME] LOCATION as a pair."""
+    if len(what) > 2:
+        raise UsageError("image add takes [NAME] LOCATION", hint="see volctl image add --help")
+    return (what[0] if len(what) == 2 else None), what[-1]
+
+
+@app.command("list", cls=Verb)
+def list_(ctx: typer.Context) -> None:
+    """List images."""
+    shown = view(ctx, model.Image, COLUMNS)
+    with session(ctx, reads=True) as s:
+        from volctl.service import images
+
+        shown.many(images.list_(s))
+
+
+@app.command("show", cls=Verb)
+def show(ctx: typer.Context, refs: words.Refs) -> None:
+    """Show images in full."""
+    shown = view(ctx, model.Image, COLUMNS)
+    with session(ctx, reads=True) as s:
+        from volctl.service import images
+
+        shown.each(refs, lambda ref: images.show(s, ref))
+
+
+@app.command("check", cls=Verb)
+def check(
+    ctx: typer.Context,
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A file")],
+    image_format: words.ImageFormat = "auto",
+    checksum: words.Checksum = None,
+) -> None:
+    """Check that a file is a safe and whole image."""
+    shown = view(ctx, CHECKED)
+    with session(ctx, reads=True) as s:
+        from volctl.service import images
+
+        shown.one(images.check(s, path, image_format=image_format, checksum=checksum))
+
+
+@app.command("refresh", cls=Verb)
+def refresh(ctx: typer.Context, refs: words.Refs) -> None:
+    """Take images as they are now, after their files have changed."""
+    shown = view(ctx, model.Image, COLUMNS)
+    with session(ctx) as s:
+        from volctl.service import images
+
+        shown.each(refs, lambda ref: images.refresh(s, ref))
+
+
+@app.command("delete", cls=Verb)
+def delete(ctx: typer.Context, refs: words.Refs) -> None:
+    """Forget images; a file that was not copied stays where it is."""
+    shown = view(ctx, model.Image, COLUMNS)
+    with session(ctx) as s:
+        from volctl.service import images
+
+        shown.each(refs, lambda ref: images.delete(s, ref))

@@ -1,0 +1,119 @@
+"""volctl list, show, path, tree, wait."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Annotated
+
+import typer
+
+from volctl import model
+from volctl.cli import stdout, words
+from volctl.cli.human import Row
+from volctl.cli.options import Verb, common, typer_app, whole
+from volctl.cli.output import view
+from volctl.cli.session import session
+from volctl.cli.text import escape
+
+app = typer_app()
+
+NODE_FIELDS = ("kind", "id", "name", "size", "status", "children")
+NODE_COLUMNS = ("name", "kind", "size", "status", "id")
+
+
+@app.command("list", cls=Verb)
+def list_(
+    ctx: typer.Context,
+    status: words.Status = None,
+    type: words.Type = None,
+    backend: words.Backend = None,
+    name: Annotated[str | None, typer.Option("--name", metavar="GLOB", help="Only names like this")] = None,
+    sort: words.Sort = "created_at",
+    limit: words.Limit = None,
+    all_projects: words.AllProjects = False,
+) -> None:
+    """List volumes."""
+    shown, most = view(ctx, model.Volume, words.VOLUME_COLUMNS), whole(limit, "--limit", 0)
+    with session(ctx, reads=True) as s:
+        from volctl.service import volumes
+
+        found = volumes.list_(
+            s,
+            status=status,
+            type=type,
+            backend=backend,
+            name=name,
+            sort=sort,
+            limit=most,
+            all_projects=all_projects,
+        )
+    shown.many(found)
+
+
+@app.command("show", cls=Verb)
+def show(ctx: typer.Context, refs: words.Refs) -> None:
+    """Show volumes in full."""
+    shown = view(ctx, model.VolumeDetails, words.VOLUME_COLUMNS)
+    with session(ctx, reads=True) as s:
+        from volctl.service import volumes
+
+        shown.each(refs, lambda ref: volumes.show(s, ref))
+
+
+@app.command("path", cls=Verb)
+def path(ctx: typer.Context, ref: words.Ref) -> None:
+    """Print the file or device of a volume."""
+    shown = view(ctx, ("path",))
+    with session(ctx, reads=True) as s:
+        from volctl.service import volumes
+
+        found = os.fspath(volumes.path(s, ref))
+    if common(ctx).output in ("table", "value"):
+        stdout.write((escape(found) if stdout.is_terminal() else found) + "\n")
+    else:
+        shown.one({"path": found})
+
+
+@app.command("tree", cls=Verb)
+def tree(ctx: typer.Context, ref: words.SomeRef = None) -> None:
+    """Show volumes, their snapshots and their clones."""
+    shown = view(ctx, NODE_FIELDS, NODE_COLUMNS)
+    with session(ctx, reads=True) as s:
+        from volctl.service import volumes
+
+        nodes = volumes.tree(s, ref)
+    if common(ctx).output == "table":
+        shown.many(branches(nodes, indent="  "))
+    elif common(ctx).output in ("value", "csv"):
+        shown.many(branches(nodes, indent=""))
+    elif ref is not None and len(nodes) == 1:
+        shown.one(nodes[0])
+    else:
+        shown.many(nodes)
+
+
+def branches(nodes: list[model.TreeNode] | tuple[model.TreeNode, ...], indent: str, depth: int = 0) -> Iterator[Row]:
+    """Each node as a row, its name indented by its depth."""
+    for node in nodes:
+        row: Row = model.to_json(node)
+        yield row | {"name": indent * depth + (node.name or ("-" if indent else "")), "children": len(node.children)}
+        yield from branches(node.children, indent, depth + 1)
+
+
+@app.command("wait", cls=Verb)
+def wait(
+    ctx: typer.Context,
+    ref: words.Ref,
+    status: Annotated[str, typer.Option("--for", metavar="STATUS", help="available, in-use, error, deleted …")] = (
+        "available"
+    ),
+) -> None:
+    """Wait until a volume has a status."""
+    shown = view(ctx, model.Volume, words.VOLUME_COLUMNS)
+    with session(ctx, reads=True) as s:
+        from volctl.service import volumes
+
+        found = volumes.wait(s, ref, status)
+    if found is not None:
+        shown.one(found)

@@ -1,0 +1,79 @@
+"""A command's way to the service: the options as the service wants them, progress, prompts."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import typer
+
+from volctl import interrupt
+from volctl.cli import stderr
+from volctl.cli.options import common
+from volctl.errors import Cancelled, UsageError
+from volctl.interrupt import SIGNALS
+
+if TYPE_CHECKING:
+    from volctl.service import Options, Session
+
+
+def options(ctx: typer.Context) -> Options:
+    from volctl.service import Options
+
+    given = common(ctx)
+    return Options(project=given.project, timeout=given.timeout, lock_timeout=given.lock_timeout)
+
+
+@contextmanager
+def session(ctx: typer.Context, *, reads: bool = False, flows: bool = False) -> Iterator[Session]:
+    """Listen for signals, open the state, show what goes on; `flows` keeps each flow's line on a terminal."""
+    from volctl import service
+    from volctl.cli import progress
+
+    interrupt.install(common(ctx).timeout)
+    with (
+        progress.watching(common(ctx), flows=flows) as watcher,
+        service.open_session(options(ctx), watcher, reads=reads) as opened,
+    ):
+        yield opened
+
+
+def confirm(ctx: typer.Context, question: Callable[[Session], str]) -> None:
+    """Ask before something is destroyed; `question` names it. `UsageError` where nobody can answer."""
+    if common(ctx).yes:
+        return
+    if not _can_ask():
+        raise UsageError("this destroys data and there is no terminal to ask on", hint="say --yes")
+    with session(ctx, reads=True) as s:
+        text = question(s)
+    if text and not _answer(text):
+        raise UsageError("not confirmed; nothing was done")
+
+
+def _can_ask() -> bool:
+    import sys
+
+    return sys.stdin is not None and sys.stdin.isatty() and stderr.is_terminal()
+
+
+def _answer(text: str) -> bool:
+    """A signal leaves at once here: nothing has begun."""
+    before = {signum: signal.signal(signum, _leave) for signum in SIGNALS}
+    for line in text.splitlines():
+        stderr.line(line)
+    stderr.raw("Go on? [y/N] ")
+    try:
+        return input().strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _leave(signum: int, frame: FrameType | None) -> None:
+    stderr.raw("\n")
+    raise Cancelled(signum)

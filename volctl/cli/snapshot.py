@@ -1,0 +1,103 @@
+"""volctl snapshot create, list, show, set, delete."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from volctl import model
+from volctl.cli import words
+from volctl.cli.options import Verb, typer_app, whole
+from volctl.cli.output import view
+from volctl.cli.session import confirm, session
+
+if TYPE_CHECKING:
+    from volctl.service import Session
+
+app = typer_app("snapshot", "Snapshots of volumes.")
+
+COLUMNS = ("id", "name", "status", "size", "volume_id")
+
+
+@app.command("create", cls=Verb)
+def create(
+    ctx: typer.Context,
+    volume: Annotated[str, typer.Argument(metavar="VOLUME", help="The volume's name or id")],
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="The snapshot's name")] = None,
+    description: words.Description = None,
+    property: words.Properties = None,
+) -> None:
+    """Take a snapshot of a volume."""
+    shown = view(ctx, model.Snapshot, COLUMNS)
+    with session(ctx) as s:
+        from volctl.service import snapshots
+
+        shown.one(
+            snapshots.create(s, volume, name, description=description, properties=words.several(property)),
+        )
+
+
+@app.command("list", cls=Verb)
+def list_(
+    ctx: typer.Context,
+    volume: Annotated[str | None, typer.Option("--volume", metavar="REF", help="Only those of this volume")] = None,
+    status: words.Status = None,
+    sort: words.Sort = "created_at",
+    limit: words.Limit = None,
+    all_projects: words.AllProjects = False,
+) -> None:
+    """List snapshots."""
+    shown, most = view(ctx, model.Snapshot, COLUMNS), whole(limit, "--limit", 0)
+    with session(ctx, reads=True) as s:
+        from volctl.service import snapshots
+
+        found = snapshots.list_(s, volume=volume, status=status, all_projects=all_projects, sort=sort, limit=most)
+    shown.many(found)
+
+
+@app.command("show", cls=Verb)
+def show(ctx: typer.Context, refs: words.Refs) -> None:
+    """Show snapshots in full."""
+    shown = view(ctx, model.Snapshot, COLUMNS)
+    with session(ctx, reads=True) as s:
+        from volctl.service import snapshots
+
+        shown.each(refs, lambda ref: snapshots.show(s, ref))
+
+
+@app.command("set", cls=Verb)
+def set_(
+    ctx: typer.Context,
+    ref: words.Ref,
+    name: words.NewName = None,
+    description: words.Description = None,
+    property: words.Properties = None,
+) -> None:
+    """Change the name, description or properties of a snapshot."""
+    words.something(name, description, property)
+    shown = view(ctx, model.Snapshot, COLUMNS)
+    with session(ctx) as s:
+        from volctl.service import snapshots
+
+        shown.one(
+            snapshots.update(s, ref, name=name, description=description, properties=words.several(property)),
+        )
+
+
+@app.command("delete", cls=Verb)
+def delete(ctx: typer.Context, refs: words.Refs) -> None:
+    """Delete snapshots."""
+    shown = view(ctx, model.Snapshot, COLUMNS)
+    confirm(ctx, lambda s: "This deletes, for good:\n" + "\n".join(named(s, ref) for ref in refs))
+    with session(ctx) as s:
+        from volctl.service import snapshots
+
+        shown.each(refs, lambda ref: snapshots.delete(s, ref))
+
+
+def named(s: Session, ref: str) -> str:
+    from volctl.service import snapshots
+
+    found = snapshots.show(s, ref)
+    return f"  snapshot {found.name or '-'} ({model.format_size(found.size)}, {found.id})"

@@ -1,0 +1,76 @@
+"""Standard error: errors and notes, as sentences, and for machines as one last line of JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+from volctl.cli.text import escape
+from volctl.errors import VolctlError
+
+
+def is_terminal() -> bool:
+    try:
+        return sys.stderr is not None and sys.stderr.isatty()
+    except ValueError:
+        return False
+
+
+def line(text: str) -> None:
+    """One line, escaped; nobody to read it is no error."""
+    raw(escape(text) + "\n")
+
+
+def raw(text: str) -> None:
+    """Text as it is: only for what we wrote ourselves."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except UnicodeEncodeError:
+        raw(text.encode("ascii", "backslashreplace").decode())
+    except (OSError, ValueError, AttributeError):
+        pass
+
+
+def tell(error: VolctlError, *, as_json: bool = False) -> None:
+    """`volctl: what happened`, `hint: what to do`, and the JSON line where it was asked for."""
+    line(f"volctl: {error.message}")
+    for row in explanation(error):
+        line(f"  {row}")
+    if error.hint:
+        line(f"hint: {error.hint}")
+    if as_json:
+        raw(json.dumps({"error": plain(error)}, default=str) + "\n")
+
+
+def plain(error: VolctlError) -> dict[str, Any]:
+    return {
+        "code": error.code,
+        "exit": error.exit,
+        "message": error.message,
+        "hint": error.hint,
+        "volume": error.volume,
+        "details": error.details,
+    }
+
+
+def explanation(error: VolctlError) -> list[str]:
+    """Why no backend would do, one line for each, when the error carries the scheduler's verdicts."""
+    details = error.details
+    found = details.get("backends") or (details.get("explanation") or {}).get("backends") or []
+    return [f"{verdict['name']}: {verdict['filter']}: {verdict['reason']}" for verdict in found if verdict["filter"]]
+
+
+def wants_json(words: list[str]) -> bool:
+    """Whether JSON was asked for, also on a command line that cannot be parsed."""
+    if "--json" in words:
+        return True
+    asked = os.environ.get("VOLCTL_OUTPUT")
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word in ("-o", "--output"):
+            asked = following
+        elif word.startswith(("--output=", "-o")):
+            asked = word.removeprefix("--output=").removeprefix("-o").removeprefix("=")
+    return asked == "json"
