@@ -69,10 +69,12 @@ class Volctl:
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
-    """Nothing of the caller's volctl settings, and a home that is thrown away."""
+    """Nothing of the caller's or the machine's settings; a test may write its own `config.toml`."""
+    config = home / "config.toml"
+    config.touch()
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
-    fixed = {"HOME": str(home), "LC_ALL": "C.UTF-8", "PATH": path, "VOLCTL_STATE_DIR": str(home / "state")}
-    return fixed | more
+    ours = {"VOLCTL_CONFIG": str(config), "VOLCTL_STATE_DIR": str(home / "state")}
+    return {"HOME": str(home), "LC_ALL": "C.UTF-8", "PATH": path, **ours, **more}
 
 
 @pytest.fixture
