@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 
 from volctl import command
@@ -55,19 +56,29 @@ def _convert(
 ) -> None:
     zero = ("--target-is-zero",) if target.zeroed else ()
     cache = "none" if _direct(target.path) else "writeback"
-    total = length or 100
-
-    def watch(piece: str) -> None:
-        for percent in _PERCENT.findall(piece):
-            progress(min(total, int(float(percent) * total / 100)), total)
 
     result = command.run(
         "qemu-img", "convert", "-p", "-n", *zero, *FAST, "-t", cache, "-f", driver, "-O", target.format,
-        source, target.path, ok=range(-64, 256), pass_fds=fds, on_output=watch,
+        source, str(target.path), ok=range(-64, 256), pass_fds=fds, on_output=_Watch(progress, length or 100),
     )  # fmt: skip
     if result.status:
         raise _failure(result, target)
-    progress(total, total)
+    progress(length or 100, length or 100)
+
+
+@dataclass(slots=True)
+class _Watch:
+    """Reads `(12.34/100%)` from what `qemu-img -p` prints, which comes in pieces of any length."""
+
+    progress: Progress
+    total: int
+    unread: str = ""
+
+    def __call__(self, piece: str) -> None:
+        self.unread += piece
+        if found := _PERCENT.search(self.unread):
+            self.unread = self.unread[found.end() :]
+            self.progress(min(self.total, int(float(found[1]) * self.total / 100)), self.total)
 
 
 def _failure(result: command.Result, target: Target) -> BackendError | InUseError | NoSpaceError:
@@ -107,4 +118,4 @@ def _zero_tail(target: Target, start: int, size: int | None) -> None:
     if target.zeroed or size is None or start >= size:
         return
     how = "--zero-range" if stat.S_ISBLK(target.path.stat().st_mode) else "--punch-hole"
-    command.run("fallocate", how, "--keep-size", "--offset", start, "--length", size - start, target.path)
+    command.run("fallocate", how, "--keep-size", "--offset", start, "--length", size - start, str(target.path))
