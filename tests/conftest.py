@@ -90,8 +90,10 @@ def as_user(request: pytest.FixtureRequest) -> Iterator[Volctl]:
         return
     prefix, path = request.getfixturevalue("user_python")
     home = Path(tempfile.mkdtemp(prefix="volctl-user-"))  # tmp_path is closed to others
-    os.chown(home, NOBODY, NOBODY)
-    yield Volctl([*prefix, "-m", "volctl"], home, environment(home, PYTHONPATH=path))
+    settings = environment(home, PYTHONPATH=path)
+    for path_of_user in (home, *home.iterdir()):
+        os.chown(path_of_user, NOBODY, NOBODY)
+    yield Volctl([*prefix, "-m", "volctl"], home, settings)
     shutil.rmtree(home)
 
 
@@ -102,7 +104,8 @@ def user_python() -> Iterator[tuple[list[str], str]]:
     The checkout or the environment's Python may be closed to others (root's home): then Debian's
     Python runs a copy.
     """
-    drop = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--inh-caps=-all", "--"]
+    # setpriv itself still may start what the user may not; env is the first that may not.
+    drop = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--inh-caps=-all", "env"]
     if _runs([*drop, sys.executable], str(REPO)):
         yield [*drop, sys.executable], str(REPO)
         return

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPO, environment
+from tests.conftest import REPO, Volctl, environment
 
 WHEEL = ["-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
 
@@ -85,3 +85,11 @@ def test_a_stranger_s_backends_is_refused_not_run(installed: Path, tmp_path: Pat
     assert done.returncode == 2
     assert "a stranger ran" not in done.stderr
     assert str(package) in done.stderr
+
+
+def test_an_ordinary_user_needs_no_setting_up(as_user: Volctl) -> None:
+    made = as_user("create", "first", "--size", "1", "--json").json()
+    assert made["status"] == "available"
+    path = Path(as_user("path", "first").out.strip())
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.stat().st_uid == as_user.home.stat().st_uid != 0
