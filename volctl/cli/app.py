@@ -54,10 +54,17 @@ class Root(Verbs):
             formatter.write_dl([(verb, help) for verb, (_, help) in VERBS.items()])
 
 
+def group(module: str) -> typer.Typer:
+    """The commands that a module beside this one holds."""
+    found = import_module(f"volctl.cli.{module}").app
+    assert isinstance(found, typer.Typer)
+    return found
+
+
 def load(verb: str) -> Any:
     """The command, or the group of commands, of one verb."""
-    group = get_group(import_module(f"volctl.cli.{VERBS[verb][0]}").app)
-    return group if group.name == verb else group.commands[verb]
+    made = get_group(group(VERBS[verb][0]))
+    return made if made.name == verb else made.commands[verb]
 
 
 root = typer_app(
@@ -70,15 +77,10 @@ def _root() -> None:
     """Typer wants a function to make a group without commands of its own."""
 
 
-def command() -> Any:
-    """The command `volctl` with everything below it, each part imported when asked for."""
-    return get_group(root)
-
-
 def run(words: list[str]) -> int:
     """Parse and run one command line; its exit code."""
     try:
-        code = command().main(words, prog_name="volctl", standalone_mode=False)
+        code = get_group(root).main(words, prog_name="volctl", standalone_mode=False)
     except typer.TyperException as error:
         raise _usage(error) from error
     except typer.Abort:

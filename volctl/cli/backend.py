@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from volctl import model
 from volctl.cli import words
-from volctl.cli.options import Verb, typer_app
+from volctl.cli.options import typer_app, verb
 from volctl.cli.output import view
 from volctl.cli.session import confirm, session
 from volctl.errors import DriftError
@@ -16,27 +15,27 @@ app = typer_app("backend", "Backends: the pools of storage.")
 COLUMNS = ("name", "kind", "availability_zone", "enabled", "total", "free", "provisioned", "volumes", "problems")
 
 
-@app.command("list", cls=Verb)
+@verb(app, "list")
 def list_(ctx: typer.Context) -> None:
     """List backends and their room."""
-    shown = view(ctx, model.BackendState, COLUMNS)
+    shown = view(ctx, "BackendState", COLUMNS)
     with session(ctx, reads=True) as s:
         from volctl.service import backends
 
         shown.many(backends.list_(s))
 
 
-@app.command("show", cls=Verb)
+@verb(app, "show")
 def show(ctx: typer.Context, name: words.Name) -> None:
     """Show a backend: its room, options, tools and what it lacks."""
-    shown = view(ctx, model.BackendDetails, COLUMNS)
+    shown = view(ctx, "BackendDetails", COLUMNS)
     with session(ctx, reads=True) as s:
         from volctl.service import backends
 
         shown.one(backends.show(s, name))
 
 
-@app.command("init", cls=Verb)
+@verb(app, "init")
 def init(ctx: typer.Context, name: words.Name) -> None:
     """Prepare once what the configuration names: a directory's marker file, a pool."""
     from volctl.service import backends
@@ -47,10 +46,10 @@ def init(ctx: typer.Context, name: words.Name) -> None:
         shown.one({"name": name, "done": backends.init(s, name)})
 
 
-@app.command("check", cls=Verb)
+@verb(app, "check")
 def check(ctx: typer.Context) -> None:
     """Look whether every backend can be used; exit 12 if one cannot."""
-    shown = view(ctx, model.BackendState, ("name", "kind", "enabled", "problems"))
+    shown = view(ctx, "BackendState", ("name", "kind", "enabled", "problems"))
     with session(ctx, reads=True) as s:
         from volctl.service import backends
 

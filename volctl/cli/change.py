@@ -6,30 +6,29 @@ from typing import Annotated
 
 import typer
 
-from volctl import model
 from volctl.cli import words
-from volctl.cli.options import Verb, typer_app
+from volctl.cli.options import typer_app, verb
 from volctl.cli.output import view
 from volctl.cli.session import session
 
 app = typer_app()
 
 
-@app.command("extend", cls=Verb)
+@verb(app, "extend")
 def extend(
     ctx: typer.Context,
     ref: words.Ref,
     size: Annotated[str, typer.Argument(metavar="SIZE", help="The new size, or +SIZE to add")],
 ) -> None:
     """Make a volume larger."""
-    shown = view(ctx, model.Volume, words.VOLUME_COLUMNS)
+    shown = view(ctx, "Volume", words.VOLUME_COLUMNS)
     with session(ctx) as s:
         from volctl.service import volumes
 
         shown.one(volumes.extend(s, ref, size))
 
 
-@app.command("set", cls=Verb)
+@verb(app, "set")
 def set_(
     ctx: typer.Context,
     ref: words.Ref,
@@ -39,7 +38,7 @@ def set_(
 ) -> None:
     """Change the name, description or properties of a volume."""
     words.something(name, description, property)
-    shown = view(ctx, model.Volume, words.VOLUME_COLUMNS)
+    shown = view(ctx, "Volume", words.VOLUME_COLUMNS)
     with session(ctx) as s:
         from volctl.service import volumes
 
@@ -48,7 +47,7 @@ def set_(
         )
 
 
-@app.command("unset", cls=Verb)
+@verb(app, "unset")
 def unset(
     ctx: typer.Context,
     ref: words.Ref,
@@ -58,27 +57,27 @@ def unset(
 ) -> None:
     """Remove the name, description or properties of a volume."""
     words.something(name, description, property)
-    shown = view(ctx, model.Volume, words.VOLUME_COLUMNS)
+    shown = view(ctx, "Volume", words.VOLUME_COLUMNS)
     with session(ctx) as s:
         from volctl.service import volumes
 
         shown.one(volumes.unset(s, ref, name=name, description=description, properties=words.several(property)))
 
 
-@app.command("protect", cls=Verb)
+@verb(app, "protect")
 def protect(ctx: typer.Context, refs: words.Refs) -> None:
     """Refuse to delete volumes."""
     guard(ctx, refs, True)
 
 
-@app.command("unprotect", cls=Verb)
+@verb(app, "unprotect")
 def unprotect(ctx: typer.Context, refs: words.Refs) -> None:
     """Allow to delete volumes again."""
     guard(ctx, refs, False)
 
 
 def guard(ctx: typer.Context, refs: list[str], on: bool) -> None:
-    shown = view(ctx, model.Volume, words.VOLUME_COLUMNS)
+    shown = view(ctx, "Volume", words.VOLUME_COLUMNS)
     with session(ctx) as s:
         from volctl.service import volumes
 

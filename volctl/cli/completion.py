@@ -1,18 +1,19 @@
 """volctl completion: scripts that know every verb and option; only names of objects are asked for.
 
-The scripts are made from the tree of commands, so pressing TAB starts no Python except to list names.
+The scripts are made from the signatures of the commands, so pressing TAB starts no Python except to list names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
+from typer.models import ArgumentInfo, OptionInfo
 
 from volctl.cli import stdout
-from volctl.cli.options import OUTPUTS, Verb, typer_app
+from volctl.cli.options import OUTPUTS, common_options, typer_app, verb
 from volctl.errors import UsageError
 
 app = typer_app()
@@ -39,50 +40,73 @@ VALUES = {
 """What lists the values of an option; `--from-image` and others take files."""
 
 
+Option = tuple[str, str, bool]
+HELP: Option = ("--help", "Show this message and exit.", False)
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """A command: its words after `volctl`, its verbs and options with their help, what it takes."""
 
     words: tuple[str, ...]
     verbs: tuple[tuple[str, str], ...]
-    options: tuple[tuple[str, str, bool], ...]
+    options: tuple[Option, ...]
     takes: str
 
 
-@app.command("completion", cls=Verb)
+@verb(app, "completion")
 def completion(ctx: typer.Context, shell: Annotated[str, typer.Argument(metavar="SHELL")]) -> None:
     """Print a completion script for bash, zsh or fish."""
     if shell not in SCRIPTS:
         raise UsageError(f"there is no completion for {shell!r}", hint=f"known: {', '.join(SCRIPTS)}")
-    from volctl.cli.app import command
-
-    stdout.write(SCRIPTS[shell](list(nodes(ctx, command(), ()))))
+    stdout.write(SCRIPTS[shell](tree()))
 
 
-def nodes(ctx: typer.Context, command: Any, words: tuple[str, ...]) -> Iterator[Node]:
-    """The tree, from the top."""
-    verbs = {verb: command.get_command(ctx, verb) for verb in getattr(command, "list_commands", lambda _: ())(ctx)}
-    parameters = command.get_params(ctx)
-    options = [
-        (opt, parameter.help or "", not parameter.is_flag)
-        for parameter in parameters
-        if parameter.param_type_name == "option"
-        for opt in parameter.opts
-    ]
-    takes = [parameter.metavar for parameter in parameters if parameter.param_type_name == "argument"]
-    yield Node(
-        words,
-        tuple((verb, found.get_short_help_str(70)) for verb, found in verbs.items()),
-        tuple(options),
-        _lister(words, takes),
-    )
-    for verb, found in verbs.items():
-        yield from nodes(ctx, found, (*words, verb))
+def tree() -> list[Node]:
+    """Every command, from the signatures; Typer would take 20 ms to make commands of them all."""
+    from volctl.cli.app import VERBS, group
+
+    common = tuple(_options(common_options))
+    found = [Node((), tuple((word, help) for word, (_, help) in VERBS.items()), (*common, HELP), "")]
+    for word, (module, _) in VERBS.items():
+        app = group(module)
+        commands = {command.name or "": command.callback for command in app.registered_commands}
+        if app.info.name == word:
+            verbs = tuple((name, _summary(function)) for name, function in commands.items())
+            found.append(Node((word,), verbs, (HELP,), ""))
+            found += [_node((word, name), function, common) for name, function in commands.items()]
+        else:
+            found.append(_node((word,), commands[word], common))
+    return found
 
 
-def _lister(words: tuple[str, ...], takes: list[str]) -> str:
-    """The command that lists what a verb takes; none for new names, files and groups."""
-    if not takes or words[-1] in ("create", "add", "check", "completion"):
+def _node(words: tuple[str, ...], function: Any, common: tuple[Option, ...]) -> Node:
+    takes = any(isinstance(info, ArgumentInfo) for _, info in _parameters(function))
+    return Node(words, (), (*_options(function), *common, HELP), _lister(words) if takes else "")
+
+
+def _summary(function: Any) -> str:
+    return str(function.__doc__).splitlines()[0]
+
+
+def _parameters(function: Any) -> Iterator[tuple[Any, ArgumentInfo | OptionInfo]]:
+    """The type and the description of each `Annotated` parameter (`verb` has evaluated them)."""
+    for annotation in function.__annotations__.values():
+        if get_origin(annotation) is Annotated:
+            yield get_args(annotation)
+
+
+def _options(function: Any) -> Iterator[Option]:
+    """(flag, help, takes a value); Typer keeps the first flag of an annotation as its default."""
+    for kind, info in _parameters(function):
+        if isinstance(info, OptionInfo):
+            for flag in (info.default, *(info.param_decls or ())):
+                yield str(flag), info.help or "", kind is not bool
+
+
+def _lister(words: tuple[str, ...]) -> str:
+    """The command that lists what a verb takes; none for new names and files."""
+    if words[-1] in ("create", "add", "check", "completion"):
         return NAMES[""] if words == ("snapshot", "create") else ""
     return NAMES.get(words[0] if len(words) > 1 else "", "")
 
@@ -177,14 +201,19 @@ complete -c volctl -f
 
 def _fish_node(node: Node) -> Iterator[str]:
     where = f"-n '__volctl_at {' '.join(node.words)}'"
-    for verb, help in node.verbs:
-        yield f"complete -c volctl {where} -a {verb} -d {_quoted(help)}"
+    for word, help in node.verbs:
+        yield f"complete -c volctl {where} -a {word} -d {_quoted(help)}"
     for option, help, takes_value in node.options:
         flag = f"-l {option[2:]}" if option.startswith("--") else f"-s {option[1:]}"
-        values = f" -x -a '({VALUES[option]} 2>/dev/null)'" if option in VALUES else " -r -F" if takes_value else ""
+        values = _fish_values(VALUES[option]) if option in VALUES else " -r -F" if takes_value else ""
         yield f"complete -c volctl {where} {flag}{values} -d {_quoted(help)}"
     if node.takes:
-        yield f"complete -c volctl {where} -a '({node.takes} 2>/dev/null)'"
+        yield f"complete -c volctl {where}{_fish_values(node.takes)}"
+
+
+def _fish_values(lister: str) -> str:
+    words = lister.removeprefix("echo ")
+    return f" -x -a '{words}'" if words != lister else f" -x -a '({lister} 2>/dev/null)'"
 
 
 def _quoted(text: str) -> str:

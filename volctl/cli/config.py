@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from volctl.cli import stdout
-from volctl.cli.options import Verb, common, typer_app
+from volctl.cli.options import common, typer_app, verb
 from volctl.cli.output import view
 from volctl.cli.session import options
 from volctl.errors import DriftError
@@ -13,7 +13,7 @@ from volctl.errors import DriftError
 app = typer_app("config", "The configuration.")
 
 
-@app.command("show", cls=Verb)
+@verb(app, "show")
 def show(ctx: typer.Context) -> None:
     """Show every key with the value that holds now."""
     from volctl import config
@@ -22,7 +22,7 @@ def show(ctx: typer.Context) -> None:
     view(ctx, tuple(resolved)).one(resolved)
 
 
-@app.command("check", cls=Verb)
+@verb(app, "check")
 def check(ctx: typer.Context) -> None:
     """Look for problems in the configuration; exit 12 if there are any."""
     from volctl import config
@@ -37,7 +37,7 @@ def check(ctx: typer.Context) -> None:
         raise DriftError(f"the configuration has {len(problems)} problem{'s' * (len(problems) > 1)}")
 
 
-@app.command("path", cls=Verb)
+@verb(app, "path")
 def path(ctx: typer.Context) -> None:
     """Print where the configuration is, or would be."""
     from volctl import config

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from volctl import model
 from volctl.cli import stdout, words
-from volctl.cli.human import Row, verdict_text
-from volctl.cli.options import Verb, common, typer_app, whole
+from volctl.cli.human import Row, size, verdict_text
+from volctl.cli.options import common, typer_app, verb, whole
 from volctl.cli.output import View, view
 from volctl.cli.session import session
 from volctl.errors import NoBackendError
+
+if TYPE_CHECKING:
+    from volctl.model import CreateRequest
 
 app = typer_app()
 
@@ -21,7 +23,7 @@ Count = Annotated[str | None, typer.Option("--count", metavar="N", help="Make NA
 Attempts = Annotated[str | None, typer.Option("--max-attempts", metavar="N", help="Backends to try; 1: no other")]
 
 
-@app.command("create", cls=Verb)
+@verb(app, "create")
 def create(
     ctx: typer.Context,
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Its name; none is allowed")] = None,
@@ -44,8 +46,10 @@ def create(
     count: Count = None,
 ) -> None:
     """Create a volume, or several."""
+    from volctl.model import CreateRequest
+
     many = whole(count, "--count")
-    wanted = model.CreateRequest(
+    wanted = CreateRequest(
         name=name,
         size=size,
         from_image=from_image,
@@ -66,7 +70,7 @@ def create(
     explained(ctx, wanted) if dry_run else created(ctx, wanted, many or 1)
 
 
-@app.command("explain", cls=Verb)
+@verb(app, "explain")
 def explain(
     ctx: typer.Context,
     size: words.Size = None,
@@ -81,7 +85,9 @@ def explain(
     hint: words.Hints = None,
 ) -> None:
     """Show which backend a volume would get, and why."""
-    wanted = model.CreateRequest(
+    from volctl.model import CreateRequest
+
+    wanted = CreateRequest(
         size=size,
         from_image=from_image,
         from_snapshot=from_snapshot,
@@ -96,9 +102,9 @@ def explain(
     explained(ctx, wanted)
 
 
-def created(ctx: typer.Context, wanted: model.CreateRequest, count: int) -> None:
+def created(ctx: typer.Context, wanted: CreateRequest, count: int) -> None:
     """One volume, or NAME-1 … NAME-N; with --quiet their ids only."""
-    shown = view(ctx, model.Volume, words.VOLUME_COLUMNS)
+    shown = view(ctx, "Volume", words.VOLUME_COLUMNS)
     if common(ctx).quiet and not common(ctx).columns and common(ctx).output == "table":
         shown = replace(shown, given=replace(shown.given, output="value", columns=("id",)))
     with session(ctx, flows=count == 1) as s:
@@ -114,15 +120,17 @@ def names(name: str | None, count: int) -> list[str]:
     return [f"{name}-{number}" for number in range(1, count + 1)]
 
 
-def explained(ctx: typer.Context, wanted: model.CreateRequest) -> None:
+def explained(ctx: typer.Context, wanted: CreateRequest) -> None:
     """Print the scheduler's verdicts; `NoBackendError` if no backend passed."""
-    shown = view(ctx, model.Explanation)
+    from volctl.model import to_json
+
+    shown = view(ctx, "Explanation")
     with session(ctx, reads=True) as s:
         from volctl.service import volumes
 
         explanation = volumes.plan(s, wanted)
     if common(ctx).output == "table" and not common(ctx).columns:
-        verdicts(ctx, model.to_json(explanation))
+        verdicts(ctx, to_json(explanation))
     else:
         shown.one(explanation)
     if explanation.chosen is None:
@@ -132,6 +140,6 @@ def explained(ctx: typer.Context, wanted: model.CreateRequest) -> None:
 def verdicts(ctx: typer.Context, explanation: Row) -> None:
     """For a person: what was asked for, then a row for each backend."""
     kind = f" of type {explanation['type']}" if explanation["type"] else ""
-    stdout.write(f"{model.format_size(explanation['size'])}{kind}: {explanation['chosen'] or 'no backend'}\n")
+    stdout.write(f"{size(explanation['size'])}{kind}: {explanation['chosen'] or 'no backend'}\n")
     rows = [{"backend": v["name"], "verdict": verdict_text(v, explanation["chosen"])} for v in explanation["backends"]]
     View(common(ctx), ("backend", "verdict"), ("backend", "verdict")).many(rows)

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from volctl import model
 from volctl.cli import words
-from volctl.cli.options import Verb, typer_app
+from volctl.cli.human import size
+from volctl.cli.options import typer_app, verb
 from volctl.cli.output import view
 from volctl.cli.session import confirm, session
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 app = typer_app()
 
 
-@app.command("delete", cls=Verb)
+@verb(app, "delete")
 def delete(
     ctx: typer.Context,
     refs: words.Refs,
@@ -26,7 +26,7 @@ def delete(
     force: Annotated[bool, typer.Option("--force", help="From any error status, also without its backend")] = False,
 ) -> None:
     """Delete volumes."""
-    shown = view(ctx, model.Volume, words.VOLUME_COLUMNS)
+    shown = view(ctx, "Volume", words.VOLUME_COLUMNS)
     with_them = " with their snapshots" if cascade else ""
     confirm(ctx, lambda s: f"This deletes{with_them}, for good:\n" + "\n".join(named(s, ref) for ref in refs))
     with session(ctx) as s:
@@ -35,14 +35,14 @@ def delete(
         shown.each(refs, lambda ref: volumes.delete(s, ref, cascade=cascade, force=force))
 
 
-@app.command("revert", cls=Verb)
+@verb(app, "revert")
 def revert(
     ctx: typer.Context,
     ref: words.Ref,
     snapshot: Annotated[str, typer.Argument(metavar="SNAPSHOT", help="The snapshot's name or id")],
 ) -> None:
     """Set a volume back to a snapshot; what was written since is lost."""
-    shown = view(ctx, model.Volume, words.VOLUME_COLUMNS)
+    shown = view(ctx, "Volume", words.VOLUME_COLUMNS)
     confirm(
         ctx, lambda s: f"This sets back to snapshot {snapshot}, and what was written since is lost:\n{named(s, ref)}"
     )
@@ -57,4 +57,4 @@ def named(s: Session, ref: str) -> str:
     from volctl.service import volumes
 
     found = volumes.show(s, ref)
-    return f"  volume {found.name or '-'} ({model.format_size(found.size)}, {found.id})"
+    return f"  volume {found.name or '-'} ({size(found.size)}, {found.id})"

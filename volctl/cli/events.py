@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from volctl import interrupt, model
+from volctl import interrupt
 from volctl.cli import stdout, words
-from volctl.cli.options import Verb, typer_app, whole
+from volctl.cli.options import typer_app, verb, whole
 from volctl.cli.output import View, view
 from volctl.cli.session import session
+
+if TYPE_CHECKING:
+    from volctl.model import Event
 
 app = typer_app()
 
@@ -21,7 +24,7 @@ COLUMNS = ("time", "type", "object", "payload")
 PAUSE = 0.5  # seconds between two looks
 
 
-@app.command("events", cls=Verb)
+@verb(app, "events")
 def events(
     ctx: typer.Context,
     ref: words.SomeRef = None,
@@ -29,7 +32,7 @@ def events(
     limit: words.Limit = None,
 ) -> None:
     """List events, or follow them."""
-    shown, most = view(ctx, model.Event, COLUMNS), whole(limit, "--limit", 0)
+    shown, most = view(ctx, "Event", COLUMNS), whole(limit, "--limit", 0)
     with session(ctx, reads=True) as s:
         from volctl.service import events
 
@@ -39,7 +42,7 @@ def events(
             shown.many(events.list_(s, ref, limit=most))
 
 
-def followed(shown: View, look: Callable[[int], list[model.Event]]) -> None:
+def followed(shown: View, look: Callable[[int], list[Event]]) -> None:
     """Print each event as it comes, one a line: JSON objects, or the columns. Ends by a signal."""
     last = 0
     while True:
@@ -50,8 +53,10 @@ def followed(shown: View, look: Callable[[int], list[model.Event]]) -> None:
         interrupt.pause(PAUSE)
 
 
-def one_line(shown: View, event: model.Event) -> None:
-    row = model.to_json(event)
+def one_line(shown: View, event: Event) -> None:
+    from volctl.model import to_json
+
+    row = to_json(event)
     if shown.given.output == "json":
         columns = shown.given.columns or tuple(row)
         stdout.write(json.dumps({column: row[column] for column in columns}) + "\n")

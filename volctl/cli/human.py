@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from volctl.model import format_size
-
 SIZES = {"size", "virtual_size", "min_disk", "total", "free", "provisioned", "allocated", "data_size"}
 GIGABYTES = ("gigabytes", "per_volume_gigabytes")
 
@@ -23,7 +21,7 @@ def cell(field: str, row: Row) -> str:
     if isinstance(value, float) and value == float("inf"):
         return "infinite"
     if field in SIZES and isinstance(value, (int, float)) and "weights" not in row:
-        return format_size(int(value))
+        return size(value)
     if "resource" in row and isinstance(value, int):
         return _limit(row["resource"], value)
     if isinstance(value, (dict, list)):
@@ -31,10 +29,16 @@ def cell(field: str, row: Row) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def size(value: float) -> str:
+    from volctl.model import format_size
+
+    return format_size(int(value))
+
+
 def _limit(resource: str, value: int) -> str:
     if value < 0:
         return "unlimited"
-    return format_size(value) if resource.startswith(GIGABYTES) else str(value)
+    return size(value) if resource.startswith(GIGABYTES) else str(value)
 
 
 def _nested(field: str, value: Any) -> str:

@@ -6,9 +6,8 @@ from typing import Annotated
 
 import typer
 
-from volctl import model
 from volctl.cli import words
-from volctl.cli.options import Verb, typer_app
+from volctl.cli.options import typer_app, verb
 from volctl.cli.output import view
 from volctl.cli.session import session
 from volctl.errors import UsageError
@@ -19,7 +18,7 @@ COLUMNS = ("id", "name", "status", "format", "virtual_size", "location")
 CHECKED = ("format", "virtual_size", "size", "data_size", "sha256")
 
 
-@app.command("add", cls=Verb)
+@verb(app, "add")
 def add(
     ctx: typer.Context,
     what: Annotated[list[str], typer.Argument(metavar="[NAME] LOCATION", help="A file, or volume:REF")],
@@ -31,7 +30,7 @@ def add(
     allow_device: words.AllowDevice = False,
 ) -> None:
     """Register an image."""
-    shown, (name, location) = view(ctx, model.Image, COLUMNS), named(what)
+    shown, (name, location) = view(ctx, "Image", COLUMNS), named(what)
     with session(ctx) as s:
         from volctl.service import images
 
@@ -56,27 +55,27 @@ def named(what: list[str]) -> tuple[str | None, str]:
     return (what[0] if len(what) == 2 else None), what[-1]
 
 
-@app.command("list", cls=Verb)
+@verb(app, "list")
 def list_(ctx: typer.Context) -> None:
     """List images."""
-    shown = view(ctx, model.Image, COLUMNS)
+    shown = view(ctx, "Image", COLUMNS)
     with session(ctx, reads=True) as s:
         from volctl.service import images
 
         shown.many(images.list_(s))
 
 
-@app.command("show", cls=Verb)
+@verb(app, "show")
 def show(ctx: typer.Context, refs: words.Refs) -> None:
     """Show images in full."""
-    shown = view(ctx, model.Image, COLUMNS)
+    shown = view(ctx, "Image", COLUMNS)
     with session(ctx, reads=True) as s:
         from volctl.service import images
 
         shown.each(refs, lambda ref: images.show(s, ref))
 
 
-@app.command("check", cls=Verb)
+@verb(app, "check")
 def check(
     ctx: typer.Context,
     path: Annotated[str, typer.Argument(metavar="PATH", help="A file")],
@@ -91,20 +90,20 @@ def check(
         shown.one(images.check(s, path, image_format=image_format, checksum=checksum))
 
 
-@app.command("refresh", cls=Verb)
+@verb(app, "refresh")
 def refresh(ctx: typer.Context, refs: words.Refs) -> None:
     """Take images as they are now, after their files have changed."""
-    shown = view(ctx, model.Image, COLUMNS)
+    shown = view(ctx, "Image", COLUMNS)
     with session(ctx) as s:
         from volctl.service import images
 
         shown.each(refs, lambda ref: images.refresh(s, ref))
 
 
-@app.command("delete", cls=Verb)
+@verb(app, "delete")
 def delete(ctx: typer.Context, refs: words.Refs) -> None:
     """Forget images; a file that was not copied stays where it is."""
-    shown = view(ctx, model.Image, COLUMNS)
+    shown = view(ctx, "Image", COLUMNS)
     with session(ctx) as s:
         from volctl.service import images
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from volctl import model
 from volctl.cli import stdout, words
 from volctl.cli.human import Row
-from volctl.cli.options import Verb, common, typer_app, whole
+from volctl.cli.options import common, typer_app, verb, whole
 from volctl.cli.output import view
 from volctl.cli.session import session
 from volctl.cli.text import escape
+
+if TYPE_CHECKING:
+    from volctl.model import TreeNode
 
 app = typer_app()
 
@@ -22,7 +24,7 @@ NODE_FIELDS = ("kind", "id", "name", "size", "status", "children")
 NODE_COLUMNS = ("name", "kind", "size", "status", "id")
 
 
-@app.command("list", cls=Verb)
+@verb(app, "list")
 def list_(
     ctx: typer.Context,
     status: words.Status = None,
@@ -34,7 +36,7 @@ def list_(
     all_projects: words.AllProjects = False,
 ) -> None:
     """List volumes."""
-    shown, most = view(ctx, model.Volume, words.VOLUME_COLUMNS), whole(limit, "--limit", 0)
+    shown, most = view(ctx, "Volume", words.VOLUME_COLUMNS), whole(limit, "--limit", 0)
     with session(ctx, reads=True) as s:
         from volctl.service import volumes
 
@@ -51,17 +53,17 @@ def list_(
     shown.many(found)
 
 
-@app.command("show", cls=Verb)
+@verb(app, "show")
 def show(ctx: typer.Context, refs: words.Refs) -> None:
     """Show volumes in full."""
-    shown = view(ctx, model.VolumeDetails, words.VOLUME_COLUMNS)
+    shown = view(ctx, "VolumeDetails", words.VOLUME_COLUMNS)
     with session(ctx, reads=True) as s:
         from volctl.service import volumes
 
         shown.each(refs, lambda ref: volumes.show(s, ref))
 
 
-@app.command("path", cls=Verb)
+@verb(app, "path")
 def path(ctx: typer.Context, ref: words.Ref) -> None:
     """Print the file or device of a volume."""
     shown = view(ctx, ("path",))
@@ -75,7 +77,7 @@ def path(ctx: typer.Context, ref: words.Ref) -> None:
         shown.one({"path": found})
 
 
-@app.command("tree", cls=Verb)
+@verb(app, "tree")
 def tree(ctx: typer.Context, ref: words.SomeRef = None) -> None:
     """Show volumes, their snapshots and their clones."""
     shown = view(ctx, NODE_FIELDS, NODE_COLUMNS)
@@ -93,15 +95,17 @@ def tree(ctx: typer.Context, ref: words.SomeRef = None) -> None:
         shown.many(nodes)
 
 
-def branches(nodes: list[model.TreeNode] | tuple[model.TreeNode, ...], indent: str, depth: int = 0) -> Iterator[Row]:
+def branches(nodes: list[TreeNode] | tuple[TreeNode, ...], indent: str, depth: int = 0) -> Iterator[Row]:
     """Each node as a row, its name indented by its depth."""
+    from volctl.model import to_json
+
     for node in nodes:
-        row: Row = model.to_json(node)
+        row: Row = to_json(node)
         yield row | {"name": indent * depth + (node.name or ("-" if indent else "")), "children": len(node.children)}
         yield from branches(node.children, indent, depth + 1)
 
 
-@app.command("wait", cls=Verb)
+@verb(app, "wait")
 def wait(
     ctx: typer.Context,
     ref: words.Ref,
@@ -110,7 +114,7 @@ def wait(
     ),
 ) -> None:
     """Wait until a volume has a status."""
-    shown = view(ctx, model.Volume, words.VOLUME_COLUMNS)
+    shown = view(ctx, "Volume", words.VOLUME_COLUMNS)
     with session(ctx, reads=True) as s:
         from volctl.service import volumes
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
@@ -42,7 +43,7 @@ def common(ctx: typer.Context) -> Common:
     return ctx.obj
 
 
-def _options(
+def common_options(
     output: Annotated[
         str | None, typer.Option("-o", "--output", metavar="FORMAT", help="table, json, yaml, value or csv")
     ] = None,
@@ -65,10 +66,13 @@ def _options(
     """Only its signature is used."""
 
 
+common_options.__annotations__ = get_type_hints(common_options, include_extras=True)
+
+
 @cache
 def _parameters() -> tuple[Any, ...]:
     app = typer.Typer(add_completion=False)
-    app.command()(_options)
+    app.command()(common_options)
     return tuple(_plain(parameter) for parameter in get_command(app).params)
 
 
@@ -129,6 +133,20 @@ class Verb(TyperCommand):
         before = ctx.meta.get(BEFORE, {})
         ctx.obj = read({name: ctx.params.pop(name) or before.get(name) for name in _names()})
         return super().invoke(ctx)
+
+
+F = TypeVar("F", bound=Callable[..., None])
+
+
+def verb(app: typer.Typer, name: str) -> Callable[[F], F]:
+    """Add a function as a command that takes the common options too."""
+
+    def add(function: F) -> F:
+        # Typer evaluates annotations that are text four times over; once is enough.
+        function.__annotations__ = get_type_hints(function, include_extras=True)
+        return app.command(name, cls=Verb)(function)
+
+    return add
 
 
 class Verbs(TyperGroup):

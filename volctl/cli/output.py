@@ -6,12 +6,10 @@ YAML show every field with its plain value; `table`, `value` and `csv` show a li
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import typer
 
@@ -20,9 +18,23 @@ from volctl.cli.human import Row, cell
 from volctl.cli.options import Common, common, nearest
 from volctl.cli.text import escape
 from volctl.errors import INTERRUPTIONS, PartialError, UsageError, VolctlError
-from volctl.model import to_json
 
 T = TypeVar("T")
+Shape = Literal[
+    "BackendDetails",
+    "BackendState",
+    "Event",
+    "Explanation",
+    "FlowDetails",
+    "FlowRun",
+    "Image",
+    "QuotaLine",
+    "Snapshot",
+    "Volume",
+    "VolumeDetails",
+    "VolumeType",
+]
+"""The classes of `volctl.model` that commands show; by name, so that help and completion need not import it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +47,7 @@ class View:
 
     def one(self, value: Any) -> None:
         """One object: `{}`, or a table of fields and values."""
-        row: Row = to_json(value)
+        row: Row = _plain_row(value)
         columns = self.given.columns or tuple(row)
         match self.given.output:
             case "json":
@@ -52,7 +64,7 @@ class View:
 
     def many(self, values: Iterable[Any]) -> None:
         """A list: `[]`, or a table with a row for each."""
-        rows: list[Row] = [to_json(value) for value in values]
+        rows: list[Row] = [_plain_row(value) for value in values]
         columns = self.given.columns or self.usual
         match self.given.output:
             case "json":
@@ -90,6 +102,13 @@ class View:
             self.one(value)
 
 
+def _plain_row(value: Any) -> Row:
+    from volctl.model import to_json
+
+    row: Row = to_json(value)
+    return row
+
+
 def _attempt(key: str, act: Callable[[str], T], done: list[T], failed: list[Row]) -> None:
     try:
         done.append(act(key))
@@ -100,14 +119,20 @@ def _attempt(key: str, act: Callable[[str], T], done: list[T], failed: list[Row]
         failed.append({"ref": key} | stderr.plain(error))
 
 
-def view(ctx: typer.Context, shape: type[Any] | tuple[str, ...], usual: tuple[str, ...] = ()) -> View:
-    """How to show objects with the fields of a dataclass. `UsageError` for a column that is none of them."""
-    known = shape if isinstance(shape, tuple) else tuple(field.name for field in fields(shape))
+def view(ctx: typer.Context, shape: Shape | tuple[str, ...], usual: tuple[str, ...] = ()) -> View:
+    """How to show objects with the fields of a class of the model. `UsageError` for a column that is none of them."""
+    known = shape if isinstance(shape, tuple) else _fields(shape)
     for column in common(ctx).columns:
         if column not in known:
             near = nearest(column, list(known))
             raise UsageError(f"there is no column {column!r}", hint=near or f"columns: {', '.join(known)}")
     return View(common(ctx), known, usual or known)
+
+
+def _fields(shape: str) -> tuple[str, ...]:
+    from volctl import model
+
+    return tuple(field.name for field in fields(getattr(model, shape)))
 
 
 def _pick(row: Row, columns: tuple[str, ...]) -> Row:
@@ -142,6 +167,9 @@ def _plain(value: Any) -> str:
 
 
 def _csv(columns: tuple[str, ...], rows: list[Row]) -> str:
+    import csv
+    import io
+
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(columns)

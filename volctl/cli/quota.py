@@ -6,9 +6,8 @@ from typing import Annotated
 
 import typer
 
-from volctl import model
 from volctl.cli import words
-from volctl.cli.options import Verb, typer_app, whole
+from volctl.cli.options import typer_app, verb, whole
 from volctl.cli.output import view
 from volctl.cli.session import session
 
@@ -19,17 +18,17 @@ def _limit(option: str, what: str) -> typer.models.OptionInfo:
     return typer.Option(option, metavar="N", help=f"{what}; -1 is unlimited")  # type: ignore[no-any-return]
 
 
-@app.command("show", cls=Verb)
+@verb(app, "show")
 def show(ctx: typer.Context) -> None:
     """Show the limits of a project and what it uses."""
-    shown = view(ctx, model.QuotaLine)
+    shown = view(ctx, "QuotaLine")
     with session(ctx, reads=True) as s:
         from volctl.service import quotas
 
         shown.many(quotas.show(s))
 
 
-@app.command("set", cls=Verb)
+@verb(app, "set")
 def set_(
     ctx: typer.Context,
     volumes: Annotated[str | None, _limit("--volumes", "How many volumes")] = None,
@@ -40,7 +39,7 @@ def set_(
 ) -> None:
     """Set limits of a project, or with --type of one type in it."""
     words.something(volumes, gigabytes, snapshots, per_volume_gigabytes)
-    shown = view(ctx, model.QuotaLine)
+    shown = view(ctx, "QuotaLine")
     with session(ctx) as s:
         from volctl.service import quotas
 

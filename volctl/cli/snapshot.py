@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from volctl import model
 from volctl.cli import words
-from volctl.cli.options import Verb, typer_app, whole
+from volctl.cli.human import size
+from volctl.cli.options import typer_app, verb, whole
 from volctl.cli.output import view
 from volctl.cli.session import confirm, session
 
@@ -20,7 +20,7 @@ app = typer_app("snapshot", "Snapshots of volumes.")
 COLUMNS = ("id", "name", "status", "size", "volume_id")
 
 
-@app.command("create", cls=Verb)
+@verb(app, "create")
 def create(
     ctx: typer.Context,
     volume: Annotated[str, typer.Argument(metavar="VOLUME", help="The volume's name or id")],
@@ -29,7 +29,7 @@ def create(
     property: words.Properties = None,
 ) -> None:
     """Take a snapshot of a volume."""
-    shown = view(ctx, model.Snapshot, COLUMNS)
+    shown = view(ctx, "Snapshot", COLUMNS)
     with session(ctx) as s:
         from volctl.service import snapshots
 
@@ -38,7 +38,7 @@ def create(
         )
 
 
-@app.command("list", cls=Verb)
+@verb(app, "list")
 def list_(
     ctx: typer.Context,
     volume: Annotated[str | None, typer.Option("--volume", metavar="REF", help="Only those of this volume")] = None,
@@ -48,7 +48,7 @@ def list_(
     all_projects: words.AllProjects = False,
 ) -> None:
     """List snapshots."""
-    shown, most = view(ctx, model.Snapshot, COLUMNS), whole(limit, "--limit", 0)
+    shown, most = view(ctx, "Snapshot", COLUMNS), whole(limit, "--limit", 0)
     with session(ctx, reads=True) as s:
         from volctl.service import snapshots
 
@@ -56,17 +56,17 @@ def list_(
     shown.many(found)
 
 
-@app.command("show", cls=Verb)
+@verb(app, "show")
 def show(ctx: typer.Context, refs: words.Refs) -> None:
     """Show snapshots in full."""
-    shown = view(ctx, model.Snapshot, COLUMNS)
+    shown = view(ctx, "Snapshot", COLUMNS)
     with session(ctx, reads=True) as s:
         from volctl.service import snapshots
 
         shown.each(refs, lambda ref: snapshots.show(s, ref))
 
 
-@app.command("set", cls=Verb)
+@verb(app, "set")
 def set_(
     ctx: typer.Context,
     ref: words.Ref,
@@ -76,7 +76,7 @@ def set_(
 ) -> None:
     """Change the name, description or properties of a snapshot."""
     words.something(name, description, property)
-    shown = view(ctx, model.Snapshot, COLUMNS)
+    shown = view(ctx, "Snapshot", COLUMNS)
     with session(ctx) as s:
         from volctl.service import snapshots
 
@@ -85,10 +85,10 @@ def set_(
         )
 
 
-@app.command("delete", cls=Verb)
+@verb(app, "delete")
 def delete(ctx: typer.Context, refs: words.Refs) -> None:
     """Delete snapshots."""
-    shown = view(ctx, model.Snapshot, COLUMNS)
+    shown = view(ctx, "Snapshot", COLUMNS)
     confirm(ctx, lambda s: "This deletes, for good:\n" + "\n".join(named(s, ref) for ref in refs))
     with session(ctx) as s:
         from volctl.service import snapshots
@@ -100,4 +100,4 @@ def named(s: Session, ref: str) -> str:
     from volctl.service import snapshots
 
     found = snapshots.show(s, ref)
-    return f"  snapshot {found.name or '-'} ({model.format_size(found.size)}, {found.id})"
+    return f"  snapshot {found.name or '-'} ({size(found.size)}, {found.id})"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from typing import Any
@@ -42,6 +41,8 @@ def tell(error: VolctlError, *, as_json: bool = False) -> None:
     if error.hint:
         line(f"hint: {error.hint}")
     if as_json:
+        import json
+
         raw(json.dumps({"error": plain(error)}, default=str) + "\n")
 
 

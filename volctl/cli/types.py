@@ -6,9 +6,8 @@ from typing import Annotated
 
 import typer
 
-from volctl import model
 from volctl.cli import words
-from volctl.cli.options import Verb, typer_app
+from volctl.cli.options import typer_app, verb
 from volctl.cli.output import view
 from volctl.cli.session import session
 
@@ -17,50 +16,50 @@ app = typer_app("type", "Volume types: what a backend must satisfy.")
 COLUMNS = ("name", "specs", "description")
 
 
-@app.command("create", cls=Verb)
+@verb(app, "create")
 def create(
     ctx: typer.Context, name: words.Name, spec: words.Specs = None, description: words.Description = None
 ) -> None:
     """Create a volume type."""
-    shown = view(ctx, model.VolumeType, COLUMNS)
+    shown = view(ctx, "VolumeType", COLUMNS)
     with session(ctx) as s:
         from volctl.service import types
 
         shown.one(types.create(s, name, words.several(spec), description))
 
 
-@app.command("list", cls=Verb)
+@verb(app, "list")
 def list_(ctx: typer.Context) -> None:
     """List volume types."""
-    shown = view(ctx, model.VolumeType, COLUMNS)
+    shown = view(ctx, "VolumeType", COLUMNS)
     with session(ctx, reads=True) as s:
         from volctl.service import types
 
         shown.many(types.list_(s))
 
 
-@app.command("show", cls=Verb)
+@verb(app, "show")
 def show(ctx: typer.Context, names: Annotated[list[str], typer.Argument(metavar="NAME")]) -> None:
     """Show volume types in full."""
-    shown = view(ctx, model.VolumeType, COLUMNS)
+    shown = view(ctx, "VolumeType", COLUMNS)
     with session(ctx, reads=True) as s:
         from volctl.service import types
 
         shown.each(names, lambda name: types.show(s, name))
 
 
-@app.command("set", cls=Verb)
+@verb(app, "set")
 def set_(ctx: typer.Context, name: words.Name, spec: words.Specs = None, description: words.Description = None) -> None:
     """Add or change extra specs, or the description."""
     words.something(spec, description)
-    shown = view(ctx, model.VolumeType, COLUMNS)
+    shown = view(ctx, "VolumeType", COLUMNS)
     with session(ctx) as s:
         from volctl.service import types
 
         shown.one(types.set_(s, name, words.several(spec), description))
 
 
-@app.command("unset", cls=Verb)
+@verb(app, "unset")
 def unset(
     ctx: typer.Context,
     name: words.Name,
@@ -68,17 +67,17 @@ def unset(
 ) -> None:
     """Remove extra specs."""
     words.something(spec)
-    shown = view(ctx, model.VolumeType, COLUMNS)
+    shown = view(ctx, "VolumeType", COLUMNS)
     with session(ctx) as s:
         from volctl.service import types
 
         shown.one(types.unset(s, name, words.several(spec)))
 
 
-@app.command("delete", cls=Verb)
+@verb(app, "delete")
 def delete(ctx: typer.Context, names: Annotated[list[str], typer.Argument(metavar="NAME")]) -> None:
     """Delete volume types that no volume has."""
-    shown = view(ctx, model.VolumeType, COLUMNS)
+    shown = view(ctx, "VolumeType", COLUMNS)
     with session(ctx) as s:
         from volctl.service import types
 
