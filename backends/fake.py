@@ -104,6 +104,9 @@ class Fake(Backend):
     def init(self, *, dry_run: bool = False) -> list[str]:
         return self._directory.init(self._ownership, again=self.setup.builtin, dry_run=dry_run)
 
+    def claimed(self) -> str | None:
+        return self._directory.claimed()
+
     def stats(self) -> Stats:
         with self._call("stats") as place:
             free = max(0, self._capacity - self._used(place))

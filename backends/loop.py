@@ -66,6 +66,9 @@ class Loop(Backend):
     def init(self, *, dry_run: bool = False) -> list[str]:
         return self._directory.init(self._ownership, again=self.setup.builtin, dry_run=dry_run)
 
+    def claimed(self) -> str | None:
+        return self._directory.claimed()
+
     def stats(self) -> Stats:
         with self._directory.opened("look at the free space") as place:
             room = os.fstatvfs(place.fd)

@@ -208,6 +208,10 @@ class Backend(ABC):
     def objects(self) -> list[Object]:
         """All objects with our mark in this pool."""
 
+    def claimed(self) -> str | None:
+        """The uuid of the database whose mark the pool carries, if objects with it are there; never fails."""
+        return None
+
     def tools(self) -> list[str]:
         """Programs this backend runs; `backend show` says which are there."""
         return []

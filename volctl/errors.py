@@ -44,6 +44,8 @@ class VolctlError(Exception):
     code: ClassVar[str] = "internal"
     exit: int = 1
     retryable: ClassVar[bool] = False
+    untouched = False
+    """The failed work changed nothing, so a flow that would be completed may be undone."""
 
     def __init__(
         self,

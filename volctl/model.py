@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -97,6 +97,11 @@ class Volume:
     available_at: str | None
     updated_at: str
 
+    @property
+    def label(self) -> str:
+        """What a sentence calls it: the name, else the id."""
+        return self.name or self.id
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
@@ -110,6 +115,11 @@ class Snapshot:
     properties: dict[str, str]
     created_at: str
     description: str | None = None
+
+    @property
+    def label(self) -> str:
+        """What a sentence calls it: the name, else the id."""
+        return self.name or self.id
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +140,11 @@ class Image:
     properties: dict[str, str]
     status: str
     created_at: str
+
+    @property
+    def label(self) -> str:
+        """What a sentence calls it: the name, else the id."""
+        return self.name or self.id
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,7 +323,7 @@ def to_json(value: Any) -> Any:
 
 def now() -> str:
     """The time as RFC 3339 in UTC with microseconds, so that text order is time order."""
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 _UNITS = (

@@ -16,7 +16,7 @@ app = typer_app("config", "The configuration.")
 @verb(app, "show")
 def show(ctx: typer.Context) -> None:
     """Show every key with the value that holds now."""
-    from volctl import config
+    from volctl.service import config
 
     resolved = config.show(options(ctx))
     view(ctx, tuple(resolved)).one(resolved)
@@ -25,7 +25,7 @@ def show(ctx: typer.Context) -> None:
 @verb(app, "check")
 def check(ctx: typer.Context) -> None:
     """Look for problems in the configuration; exit 12 if there are any."""
-    from volctl import config
+    from volctl.service import config
 
     shown = view(ctx, ("problems",))
     problems = config.check(options(ctx))
@@ -40,7 +40,7 @@ def check(ctx: typer.Context) -> None:
 @verb(app, "path")
 def path(ctx: typer.Context) -> None:
     """Print where the configuration is, or would be."""
-    from volctl import config
+    from volctl.service import config
 
     shown = view(ctx, ("path",))
     found = str(config.path(options(ctx)))

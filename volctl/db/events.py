@@ -30,3 +30,7 @@ def latest_object(tx: Connection, prefix: str) -> list[str]:
 
 def prune(tx: Connection, before: str) -> None:
     tx.execute(delete(events).where(events.c.time < before))
+
+
+def has_older(tx: Connection, before: str) -> bool:
+    return tx.execute(select(events.c.id).where(events.c.time < before).limit(1)).first() is not None

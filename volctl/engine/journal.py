@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping, delete, insert, select, update
@@ -93,7 +93,7 @@ def unfinished(tx: Connection) -> Sequence[RowMapping]:
 def next_try(tries: int) -> str:
     """When a stuck flow is tried again: after 1, 2, 4 … seconds, at most an hour."""
     pause = min(2 ** min(tries, 20), LONGEST_PAUSE)
-    return (datetime.now(timezone.utc) + timedelta(seconds=pause)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return (datetime.now(UTC) + timedelta(seconds=pause)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def is_open_for(tx: Connection, object_id: str) -> bool:
@@ -106,6 +106,10 @@ def newer(tx: Connection, object_id: str | None, number: int) -> bool:
     """Was a flow begun for this object after flow `number`?"""
     query = select(flows.c.id).where(flows.c.object_id == object_id, flows.c.number > number).limit(1)
     return tx.execute(query).first() is not None
+
+
+def has_older(tx: Connection, before: str) -> bool:
+    return tx.execute(select(flows.c.id).where(flows.c.ended_at < before).limit(1)).first() is not None
 
 
 def prune(tx: Connection, before: str, limit: int = 1000) -> int:

@@ -17,7 +17,7 @@ from volctl.db import store as db
 from volctl.engine import journal
 from volctl.engine.locks import LockDirectory, LockSet, released
 from volctl.engine.task import DIED, Cause, Direction, E, Flow, S, Task
-from volctl.errors import INTERRUPTIONS, ConflictError, InternalError
+from volctl.errors import INTERRUPTIONS, ConflictError, InternalError, VolctlError
 from volctl.model import Json, now
 
 
@@ -38,6 +38,8 @@ class Run(Generic[E, S]):
     cause: Cause | None = None
     error: BaseException | None = None
     next: Run[E, Any] | None = None
+    found: Any = None
+    """What `gather` found and `record` needs; never persisted."""
     again: bool = False
     """A stuck flow is being tried again: its rows were put right when it got stuck."""
 
@@ -125,9 +127,8 @@ class Engine(Generic[E]):
                 raise  # nothing of it was written
             if phase == journal.DONE:
                 return None  # what failed came after the last commit
-            run.error, run.next = error, None
-            self._fail(run, Cause.of(error))
-            return None if run.next else run.error
+            self._fail(run, error)
+            return None if run.next else error
         return None
 
     def _phase(self, flow_id: str) -> str | None:
@@ -175,9 +176,10 @@ class Engine(Generic[E]):
         for _, name, *_ in pending:
             self.tell(run.flow.name, name, journal.DONE)
 
-    def _fail(self, run: Run[E, Any], cause: Cause) -> None:
+    def _fail(self, run: Run[E, Any], error: Exception) -> None:
         """An ordinary failure of a flow that is on disk."""
-        if run.flow.direction is Direction.UNDO or not self._touched(run) or getattr(run.error, "untouched", False):
+        run.error, run.next, cause = error, None, Cause.of(error)
+        if run.flow.direction is Direction.UNDO or not self._touched(run) or _untouched(run.error):
             self._undo(run, cause)
         elif isinstance(run.error, INTERRUPTIONS):
             self.warn(f"what {run.flow.name} of {run.object_id} began is completed by the next command")
@@ -329,8 +331,7 @@ class Engine(Generic[E]):
         except INTERRUPTIONS:
             raise
         except Exception as error:
-            run.error = error
-            self._fail(run, Cause.of(error))
+            self._fail(run, error)
 
     def _known(self, row: RowMapping) -> bool:
         """Is this flow's task list still the one of this version?"""
@@ -355,3 +356,7 @@ class Engine(Generic[E]):
                 run.cause = run.cause or Cause("conflict", "abandoned by the operator")
                 run.flow.on_stuck(tx, run)
             journal.update_flow(tx, flow_id, phase=journal.ABANDONED, ended_at=now())
+
+
+def _untouched(error: BaseException | None) -> bool:
+    return isinstance(error, VolctlError) and error.untouched

@@ -156,6 +156,12 @@ class Directory:
             return error
         return None
 
+    def claimed(self) -> str | None:
+        """The database whose marker is here beside objects; None if there is no such thing."""
+        with suppress(OSError, VolctlError), self._entered() as at:
+            return (_owner(at) or None) if _objects(at) else None
+        return None
+
     def init(self, ownership: Ownership, *, again: bool, dry_run: bool) -> list[str]:
         """Make the directory's last component and its marker; sentences of what was, or would be, done.
 

@@ -1,0 +1,44 @@
+"""The flows of volctl, and Cinder's create pipeline as a picture.
+
+    volctl create
+      │
+      ▼  api.py                        one transaction, after the request was validated
+    volume_create_api          ExtractVolumeRequestTask → QuotaReserveTask → EntryCreateTask
+      │                        → QuotaCommitTask → VolumeCastTask
+      ▼  scheduler.py                  a cast is a row of the casting task's transaction
+    volume_create_scheduler    ExtractSchedulerSpecTask → ScheduleCreateVolumeTask
+      │      ▲
+      ▼      │  manager.py             cast again without the backend that failed
+    volume_create_manager      ExtractVolumeRefTask → OnFailureRescheduleTask
+                               → ExtractVolumeSpecTask → NotifyVolumeActionTask
+                               → CreateVolumeFromSpecTask → CreateVolumeOnFinishTask
+
+`request` validates, `pools` shows the backends to the scheduler, `sources` fills the volume. The
+other verbs are flows of their own: `delete`, `extend`, `snapshot`, `snapshot_delete`, `revert`,
+`image`. `refs` finds what a reference means.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from volctl.engine.task import Flow
+from volctl.flows import api, delete, extend, image, manager, revert, scheduler, snapshot, snapshot_delete
+from volctl.flows.context import Context
+
+FLOWS: dict[str, Flow[Context, Any]] = {
+    flow.name: flow
+    for flow in (
+        api.FLOW,
+        scheduler.FLOW,
+        manager.FLOW,
+        delete.FLOW,
+        extend.FLOW,
+        snapshot.FLOW,
+        snapshot_delete.FLOW,
+        revert.FLOW,
+        image.ADD,
+        image.DELETE,
+    )
+}
+"""Every flow by its name."""

@@ -1,0 +1,110 @@
+"""What every task is given besides its state: the database, the configuration, the backends, open images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from volctl.backend import Backend, Setup, load
+from volctl.config import BackendConfig, Config, Places
+from volctl.db.store import Store
+from volctl.errors import BackendError, ConfigError, DatabaseError, NotFoundError
+from volctl.images.gate import CheckedImage, open_image
+from volctl.quota import Quota
+
+
+class Backends:
+    """The configured backends, each made on first use."""
+
+    def __init__(self, config: Config, database: str, state: Path) -> None:
+        self._configs = {backend.name: backend for backend in config.backends}
+        self._database = database
+        self._state = state
+        self._made: dict[str, Backend] = {}
+
+    @property
+    def configs(self) -> list[BackendConfig]:
+        return list(self._configs.values())
+
+    def get(self, name: str | None) -> Backend:
+        """`BackendError` if no backend of that name is configured (any more)."""
+        if name is None or name not in self._configs:
+            raise BackendError(
+                f"backend {name} is not configured", hint="put it back into the configuration, or delete with --force"
+            )
+        if name not in self._made:
+            self._made[name] = self._make(self._configs[name])
+        return self._made[name]
+
+    def has(self, name: str | None) -> bool:
+        return name in self._configs
+
+    def ask(self, name: str) -> Backend:
+        """A backend that the user named: `NotFoundError` with the known ones."""
+        if name not in self._configs:
+            raise NotFoundError(f"there is no backend {name!r}", hint=f"backends: {', '.join(self._configs)}")
+        return self.get(name)
+
+    def all(self) -> list[tuple[BackendConfig, Backend]]:
+        """In the order of the configuration; `ConfigError` if two are one pool."""
+        made = [(config, self.get(config.name)) for config in self.configs]
+        seen: dict[tuple[str, str], str] = {}
+        for config, backend in made:
+            other = seen.setdefault((config.kind, backend.pool()), config.name)
+            if other != config.name:
+                raise ConfigError(f"backends {other!r} and {config.name!r} are the same pool {backend.pool()}")
+        return made
+
+    def refuse_claimed(self, name: str, database: Path) -> None:
+        """`DatabaseError` if this backend holds objects of a database that is not there."""
+        if owner := load(self._configs[name].kind)(self._setup(self._configs[name])).claimed():
+            raise DatabaseError(
+                f"the database {database} is missing, but backend {name} holds volumes of database {owner}",
+                hint="restore the database from a backup, or move those volumes away to begin anew",
+            )
+
+    def _setup(self, config: BackendConfig) -> Setup:
+        owner = self._owner() if config.builtin else None
+        return Setup(config.name, config.options, self._database, config.builtin, owner)
+
+    def _make(self, config: BackendConfig) -> Backend:
+        backend = load(config.kind)(self._setup(config))
+        if config.builtin and backend.check():
+            backend.init()
+        return backend
+
+    def _owner(self) -> tuple[int, int] | None:
+        """As root in a state directory of somebody else, new files are theirs."""
+        found = self._state.stat()
+        return (found.st_uid, found.st_gid) if os.geteuid() == 0 and found.st_uid != 0 else None
+
+
+@dataclass(slots=True)
+class Context:
+    """The environment of the flows of one command. `progress(what, done, total)` hears of copies."""
+
+    store: Store
+    config: Config
+    places: Places
+    backends: Backends
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None
+    warn: Callable[[str], None] = lambda line: None
+    _images: dict[tuple[str, str, str | None, bool], CheckedImage] = field(default_factory=dict)
+
+    def image(self, path: str, declared: str, checksum: str | None, allow_device: bool) -> CheckedImage:
+        """Open and check an image once for this command; later users get the same descriptor."""
+        key = (path, declared, checksum, allow_device)
+        if key not in self._images:
+            opened = open_image(path, declared=declared, checksum=checksum, allow_device=allow_device)
+            self._images[key] = opened
+        return self._images[key]
+
+    def quota(self, project: str) -> Quota:
+        return Quota(project, self.config.quota, not self.config.no_snapshot_gb_quota)
+
+    def close(self) -> None:
+        for image in self._images.values():
+            os.close(image.fd)
+        self._images.clear()

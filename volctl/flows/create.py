@@ -1,0 +1,73 @@
+"""What the three create flows share: the state that travels from one to the next, and their tasks' base."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+
+from volctl.db import events, volumes
+from volctl.engine.run import Run
+from volctl.engine.task import Task
+from volctl.flows.context import Context
+from volctl.model import Json, Object, SourceKind, Status
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+IN_FLIGHT = (Status.CREATING, Status.DOWNLOADING)
+
+
+@dataclass(slots=True)
+class CreateState:
+    """The request spec: what was asked, what was made of it, what was tried. Sizes in bytes.
+
+    `image` holds what opens the image again (path, declared, checksum, allow_device). `physical` is
+    what the create writes at once. `failures` are attempts: backend, error, code, exit.
+    """
+
+    volume_id: str
+    project: str
+    request: Json
+    source: Json
+    name: str | None = None
+    description: str | None = None
+    size: int = 0
+    physical: int = 0
+    type: str | None = None
+    specs: dict[str, str] = field(default_factory=dict)
+    zone: str | None = None
+    source_backend: str | None = None
+    bootable: bool = False
+    properties: dict[str, str] = field(default_factory=dict)
+    image: Json | None = None
+    reservation: str | None = None
+    hints: dict[str, list[str]] = field(default_factory=dict)
+    max_attempts: int = 1
+    failures: list[Json] = field(default_factory=list)
+    backend: str | None = None
+
+    @property
+    def kind(self) -> SourceKind:
+        return SourceKind(self.source["kind"])
+
+    @property
+    def object(self) -> Object:
+        """The volume as its backend knows it."""
+        return Object("volume", self.volume_id)
+
+
+CreateRun: TypeAlias = Run[Context, CreateState]
+
+
+class CreateTask(Task[Context, CreateState]):
+    """A task of the create flows."""
+
+
+def fail_volume(tx: Connection, run: CreateRun) -> None:
+    """The closing rows of a create that nobody takes up again: status `error` and the reason."""
+    state, cause = run.state, run.cause
+    if cause is None or volumes.find(tx, state.volume_id) is None:
+        return
+    fault = {"code": cause.code, "message": cause.message}
+    volumes.transition(tx, state.volume_id, IN_FLIGHT, Status.ERROR, run.request, fault=fault, promised=0)
+    events.add(tx, "create.error", state.volume_id, run.request, fault)

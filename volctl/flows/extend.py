@@ -1,0 +1,153 @@
+"""volume_extend: reserve the difference, grow the storage, commit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+
+from volctl.db import events, quotas, types, volumes
+from volctl.db.quotas import Usage
+from volctl.engine.run import Run
+from volctl.engine.task import Direction, Flow, Task
+from volctl.errors import ConflictError, NoBackendError, UsageError, VolctlError
+from volctl.flows import pools
+from volctl.flows.context import Context
+from volctl.flows.delete import check_holders
+from volctl.model import MAX_SIZE, Json, Object, Status, format_size, round_up
+from volctl.scheduler import Request, choose, size_bounds
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+
+@dataclass(slots=True)
+class ExtendState:
+    """`size` is the new size, `before` the present one, in bytes. With `by`, `size` is added to it."""
+
+    volume_id: str
+    size: int
+    by: bool = False
+    before: int = 0
+    backend: str | None = None
+    project: str = ""
+    type: str | None = None
+    specs: dict[str, str] = field(default_factory=dict)
+    reservation: str | None = None
+
+    @property
+    def object(self) -> Object:
+        return Object("volume", self.volume_id)
+
+
+ExtendRun: TypeAlias = Run[Context, ExtendState]
+
+
+class ExtendTask(Task[Context, ExtendState]):
+    """A task of the extend flow."""
+
+
+class CheckExtendTask(ExtendTask):
+    """The volume is available and nobody holds it, the size is larger, the type and the backend take it."""
+
+    def gather(self, run: ExtendRun) -> None:
+        state, env = run.state, run.env
+        with env.store.read() as tx:
+            volume = volumes.get(tx, state.volume_id)
+            found = types.find(tx, volume.type) if volume.type else None
+        if volume.status is not Status.AVAILABLE:
+            raise ConflictError(f"volume {volume.label} is {volume.status}, not available", volume=volume.id)
+        state.before, state.backend = volume.size, volume.backend
+        state.project, state.type, state.specs = volume.project, volume.type, found.specs if found else {}
+        check_holders(env, volume)
+        run.found = pools.survey(env)
+        backend = env.backends.get(volume.backend)
+        wanted = state.size + volume.size if state.by else state.size
+        state.size, state.by = round_up(wanted, backend.capabilities.granule), False
+        _check_size(state)
+
+    def record(self, tx: Connection, run: ExtendRun) -> None:
+        state = run.state
+        quota = run.env.quota(state.project)
+        quota.check_size(tx, state.size)
+        _check_room(tx, run)
+        growth = Usage(gigabytes=state.size - state.before)
+        state.reservation = quota.reserve(tx, growth, state.type, None)
+        volumes.transition(tx, state.volume_id, (Status.AVAILABLE,), Status.EXTENDING, run.request)
+        events.add(tx, "extend.start", state.volume_id, run.request, {"from": state.before, "to": state.size})
+
+    def unrecord(self, tx: Connection, run: ExtendRun) -> None:
+        quotas.release(tx, run.state.reservation)
+        volumes.transition(tx, run.state.volume_id, (Status.EXTENDING,), Status.AVAILABLE, run.request)
+
+
+class ExtendStorageTask(ExtendTask):
+    """The backend grows the volume. A failure that left the old size is undone, any other is completed."""
+
+    def plan(self, run: ExtendRun) -> Json:
+        return {"backend": run.state.backend, "object": run.state.object.name}
+
+    def execute(self, run: ExtendRun) -> None:
+        state = run.state
+        backend = run.env.backends.get(state.backend)
+        try:
+            backend.extend(state.object, state.size)
+        except VolctlError as error:
+            found = backend.inspect(state.object)
+            error.untouched = found is not None and found.size == state.before
+            raise
+
+
+class ExtendEntryTask(ExtendTask):
+    """The new size in the row instead of the reservation."""
+
+    def record(self, tx: Connection, run: ExtendRun) -> None:
+        state = run.state
+        quotas.release(tx, state.reservation)
+        status = (Status.EXTENDING, Status.ERROR)
+        volumes.transition(tx, state.volume_id, status, Status.AVAILABLE, run.request, size=state.size, fault=None)
+        events.add(tx, "extend.end", state.volume_id, run.request, {"size": state.size})
+
+
+def _check_size(state: ExtendState) -> None:
+    if state.size <= state.before:
+        raise UsageError(
+            f"the volume has {format_size(state.before)} ({state.before} bytes) already; it can only grow",
+            details={"size": state.before, "requested": state.size},
+        )
+    if state.size > MAX_SIZE:
+        raise UsageError("the largest size is 8 EiB - 1")
+    _, high = size_bounds(state.specs)
+    if high is not None and state.size > high:
+        raise UsageError(f"type {state.type!r} takes volumes of at most {format_size(high)}")
+
+
+def _check_room(tx: Connection, run: ExtendRun) -> None:
+    """What CapacityFilter says of the growth on the volume's own backend."""
+    state = run.state
+    request = Request(size=state.size - state.before, specs=state.specs, backend=state.backend, type=state.type)
+    mine = [pool for pool in pools.pools(tx, run.found) if pool.name == state.backend]
+    explanation = choose(mine, request, pools.only_capacity())
+    if explanation.chosen is None:
+        raise NoBackendError(pools.no_backend(explanation))
+
+
+def stuck(tx: Connection, run: ExtendRun) -> None:
+    """Neither the old nor the new size is sure: `error`, until the flow is tried again."""
+    cause = run.cause
+    if cause is None or volumes.find(tx, run.state.volume_id) is None:
+        return
+    fault = {"code": cause.code, "message": cause.message}
+    status = (Status.EXTENDING, Status.ERROR)
+    volumes.transition(tx, run.state.volume_id, status, Status.ERROR, run.request, fault=fault)
+    quotas.release(tx, run.state.reservation)
+
+
+FLOW = Flow(
+    "volume_extend",
+    ExtendState,
+    CheckExtendTask(),
+    ExtendStorageTask(),
+    ExtendEntryTask(),
+    direction=Direction.COMPLETE,
+    on_stuck=stuck,
+)

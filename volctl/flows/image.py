@@ -1,0 +1,160 @@
+"""image_add and image_delete: register a disk image, in place or as our own copy, and let go of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from volctl.db import events, images
+from volctl.engine.run import Run
+from volctl.engine.task import Direction, Flow, Task
+from volctl.errors import ExistsError
+from volctl.flows.context import Context
+from volctl.images import store
+from volctl.model import Json, now
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+
+@dataclass(slots=True)
+class ImageState:
+    """An image to register. `opened` opens it through the gate; None if `location` is a volume."""
+
+    image_id: str
+    name: str | None
+    location: str
+    copy: bool = False
+    min_disk: int = 0
+    properties: dict[str, str] = field(default_factory=dict)
+    opened: Json | None = None
+    format: str = "raw"
+    size: int | None = None
+    virtual_size: int = 0
+    sha256: str | None = None
+    identity: Json = field(default_factory=dict)
+
+
+ImageRun: TypeAlias = Run[Context, ImageState]
+
+
+class ImageTask(Task[Context, ImageState]):
+    """A task of the image add flow."""
+
+
+class CheckImageTask(ImageTask):
+    """Through the gate, before anything else reads a byte."""
+
+    def gather(self, run: ImageRun) -> None:
+        state = run.state
+        with run.env.store.read() as tx:
+            if state.name is not None and images.by_name(tx, state.name):
+                raise ExistsError(f"there is an image {state.name!r} already", hint="choose another name")
+        if state.opened is None:
+            return
+        image = run.env.image(**state.opened)
+        state.format, state.size, state.virtual_size = image.format, image.file_size, image.virtual_size
+        state.sha256, state.identity = image.sha256, image.identity
+
+
+class CopyImageTask(ImageTask):
+    """With --copy: the file into the image store, under the image's id. In place there is nothing to do."""
+
+    def plan(self, run: ImageRun) -> Json:
+        return {"file": run.state.image_id if run.state.copy else None}
+
+    def execute(self, run: ImageRun) -> None:
+        state, env = run.state, run.env
+        if not state.copy or state.opened is None:
+            return
+        image = env.image(**state.opened)
+        target = stored(env, state.image_id)
+        store.copy_in(image.fd, target, lambda done, total: env.progress("copy", done, total))
+        image.verify_unchanged()
+        state.location, state.identity = str(target), store.identity(target)
+
+    def revert(self, run: ImageRun) -> None:
+        if run.state.copy:
+            store.remove(stored(run.env, run.state.image_id))
+
+
+class ImageEntryTask(ImageTask):
+    """The row, status `available`."""
+
+    def record(self, tx: Connection, run: ImageRun) -> None:
+        from sqlalchemy.exc import IntegrityError
+
+        state = run.state
+        try:
+            images.insert_row(tx, as_row(state))
+        except IntegrityError as error:
+            raise ExistsError(f"there is an image {state.name!r} already") from error
+        events.add(tx, "image.add", state.image_id, run.request, {"location": state.location, "format": state.format})
+
+
+def as_row(state: ImageState) -> Json:
+    return {
+        "id": state.image_id,
+        "name": state.name,
+        "location": state.location,
+        "format": state.format,
+        "size": state.size,
+        "virtual_size": state.virtual_size,
+        "sha256": state.sha256,
+        "min_disk": state.min_disk,
+        "properties": state.properties,
+        "status": "available",
+        "created_at": now(),
+        "identity": state.identity,
+        "owned": state.copy,
+    }
+
+
+def stored(env: Context, image_id: str) -> Path:
+    """The file of an image in the store."""
+    return env.places.images / image_id
+
+
+@dataclass(slots=True)
+class ImageDeleteState:
+    """`owned`: the file is our copy and goes too; a file in place is never touched."""
+
+    image_id: str
+    owned: bool
+
+
+ImageDeleteRun: TypeAlias = Run[Context, ImageDeleteState]
+
+
+class ImageDeleteTask(Task[Context, ImageDeleteState]):
+    """A task of the image delete flow."""
+
+
+class DeleteImageFileTask(ImageDeleteTask):
+    """Our own copy goes."""
+
+    def plan(self, run: ImageDeleteRun) -> Json:
+        return {"file": run.state.image_id if run.state.owned else None}
+
+    def execute(self, run: ImageDeleteRun) -> None:
+        if run.state.owned:
+            store.remove(stored(run.env, run.state.image_id))
+
+
+class DeleteImageEntryTask(ImageDeleteTask):
+    """The row is gone."""
+
+    def record(self, tx: Connection, run: ImageDeleteRun) -> None:
+        images.remove(tx, run.state.image_id)
+        events.add(tx, "image.delete", run.state.image_id, run.request, {})
+
+
+ADD = Flow("image_add", ImageState, CheckImageTask(), CopyImageTask(), ImageEntryTask())
+DELETE = Flow(
+    "image_delete",
+    ImageDeleteState,
+    DeleteImageFileTask(),
+    DeleteImageEntryTask(),
+    direction=Direction.COMPLETE,
+)

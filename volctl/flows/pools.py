@@ -1,0 +1,153 @@
+"""The configured backends as the scheduler's pools, surveyed outside a transaction, summed inside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from volctl.backend import Capabilities, Problem, Stats
+from volctl.config import BackendConfig
+from volctl.db import volumes
+from volctl.errors import BackendError, NoBackendError, NoSpaceError, VolctlError
+from volctl.flows.context import Context
+from volctl.flows.create import CreateState
+from volctl.model import Explanation, format_size, to_json
+from volctl.scheduler import Policy, Pool, Request
+from volctl.scheduler import choose as schedule
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One backend as it was seen: what it can, its room, what it lacks."""
+
+    config: BackendConfig
+    capabilities: Capabilities
+    stats: Stats | None
+    problems: tuple[Problem, ...]
+    pool_key: str
+    free_space_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """All backends as they were seen a moment ago."""
+
+    seen: tuple[Seen, ...]
+
+    def of(self, name: str) -> Seen:
+        return next(seen for seen in self.seen if seen.config.name == name)
+
+    def granule(self, name: str) -> int:
+        return self.of(name).capabilities.granule
+
+    def zone(self, name: str) -> str:
+        return self.of(name).config.availability_zone
+
+    def promise(self, name: str, state: CreateState) -> int:
+        """Bytes that this create will write there and has not written yet."""
+        return state.physical if self.of(name).capabilities.thin else state.size
+
+
+def survey(env: Context) -> Survey:
+    """Look at every backend; one that cannot be looked at is a problem of its own."""
+    return Survey(tuple(_look(env, config) for config in _configs(env)))
+
+
+def _configs(env: Context) -> list[BackendConfig]:
+    env.backends.all()
+    return env.backends.configs
+
+
+def _look(env: Context, config: BackendConfig) -> Seen:
+    backend = env.backends.get(config.name)
+    problems = tuple(backend.check()) if config.enabled else ()
+    usable = config.enabled and not any(problem.fatal for problem in problems)
+    stats = None
+    try:
+        stats = backend.stats() if usable else None
+    except VolctlError as error:
+        problems += (Problem(error.message, error.hint),)
+    capabilities = backend.capabilities if usable else Capabilities()
+    keys = (backend.pool(), backend.free_space_key() if usable else backend.pool())
+    return Seen(config, capabilities, stats, problems, *keys)
+
+
+def pools(tx: Connection, found: Survey) -> list[Pool]:
+    """With the sums over our rows, as they are in this transaction."""
+    sums = volumes.sums_by_backend(tx)
+    promised: dict[str, int] = {}
+    for seen in found.seen:
+        more = sums.get(seen.config.name, (0, 0, 0))[2]
+        promised[seen.free_space_key] = promised.get(seen.free_space_key, 0) + more
+    return [_pool(seen, sums.get(seen.config.name, (0, 0, 0)), promised[seen.free_space_key]) for seen in found.seen]
+
+
+def _pool(seen: Seen, sums: tuple[int, int, int], promised: int) -> Pool:
+    config = seen.config
+    return Pool(
+        name=config.name,
+        kind=config.kind,
+        enabled=config.enabled,
+        availability_zone=config.availability_zone,
+        capabilities=seen.capabilities,
+        stats=seen.stats,
+        problems=seen.problems,
+        pool_key=seen.pool_key,
+        free_space_key=seen.free_space_key,
+        provisioned=sums[0],
+        volumes=sums[1],
+        promised=promised,
+        reserved_percentage=config.reserved_percentage,
+        max_over_subscription_ratio=config.max_over_subscription_ratio,
+        full_at=config.full_at,
+        filter_function=config.filter_function,
+        goodness_function=config.goodness_function,
+    )
+
+
+def policy(env: Context) -> Policy:
+    return Policy(env.config.filters, dict(env.config.weighers))
+
+
+def choose(tx: Connection, env: Context, found: Survey, state: CreateState) -> Explanation:
+    """The scheduler's choice for a request spec, from pools as they are in this transaction."""
+    request = Request(
+        size=state.size,
+        physical=state.physical,
+        type=state.type,
+        specs=state.specs,
+        properties=state.properties,
+        availability_zone=state.zone,
+        backend=state.request["backend"],
+        source_backend=state.source_backend,
+        excluded=tuple(failure["backend"] for failure in state.failures),
+        same_backend=tuple(state.hints.get("same-backend", ())),
+        different_backend=tuple(state.hints.get("different-backend", ())),
+        name=state.name,
+    )
+    return schedule(pools(tx, found), request, policy(env))
+
+
+def refusal(explanation: Explanation, state: CreateState) -> VolctlError:
+    """What a create without a backend fails with: the last attempt's error where there was one."""
+    details = {"explanation": to_json(explanation)}
+    if not state.failures:
+        return NoBackendError(no_backend(explanation), hint="`volctl explain` shows every filter", details=details)
+    last = state.failures[-1]
+    kind: type[VolctlError] = NoSpaceError if last["code"] == NoSpaceError.code else BackendError
+    tried = "; ".join(f"{failure['backend']}: {failure['error']}" for failure in state.failures)
+    return kind(f"no backend is left after {len(state.failures)} failed ({tried})", details=details)
+
+
+def no_backend(explanation: Explanation) -> str:
+    """One sentence with each backend's reason."""
+    reasons = "; ".join(f"{verdict.name}: {verdict.filter}: {verdict.reason}" for verdict in explanation.backends)
+    return f"no backend takes {format_size(explanation.size)}: {reasons or 'none is configured'}"
+
+
+def only_capacity() -> Policy:
+    """For a volume that grows where it is."""
+    return Policy(("CapacityFilter",), {})

@@ -1,0 +1,122 @@
+"""From what the user wrote to the row that is meant: exact name, else id, else a unique prefix of an id."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from volctl.db import images, snapshots, volumes
+from volctl.errors import AmbiguousError, NotFoundError, UsageError
+from volctl.model import CreateRequest, Image, Snapshot, SourceKind, Volume, is_uuid
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+SHORTEST_PREFIX = 6
+VOLUME_SCHEME = "volume:"
+_HEX = set("0123456789abcdef-")
+
+
+class Named(Protocol):
+    @property
+    def id(self) -> str: ...
+    @property
+    def name(self) -> str | None: ...
+
+
+N = TypeVar("N", bound=Named)
+
+
+def _resolve(what: str, ref: str, by_name: Callable[[str], N | None], by_prefix: Callable[[str], Sequence[N]]) -> N:
+    if found := by_name(ref):
+        return found
+    prefix = ref.lower()
+    if len(prefix) < SHORTEST_PREFIX or not set(prefix) <= _HEX:
+        raise NotFoundError(f"there is no {what} {ref!r}")
+    candidates = by_prefix(prefix)
+    if len(candidates) > 1:
+        names = ", ".join(f"{item.id} ({item.name})" if item.name else item.id for item in candidates)
+        raise AmbiguousError(f"{ref!r} is the beginning of {len(candidates)} {what} ids: {names}")
+    if not candidates:
+        raise NotFoundError(f"there is no {what} {ref!r}")
+    return candidates[0]
+
+
+def volume(tx: Connection, project: str, ref: str) -> Volume:
+    """`NotFoundError`, or `AmbiguousError` with the candidates."""
+    return _resolve(
+        "volume", ref, lambda name: volumes.by_name(tx, project, name), lambda prefix: volumes.by_prefix(tx, prefix)
+    )
+
+
+def snapshot(tx: Connection, project: str, ref: str) -> Snapshot:
+    return _resolve(
+        "snapshot",
+        ref,
+        lambda name: snapshots.by_name(tx, project, name),
+        lambda prefix: snapshots.by_prefix(tx, prefix),
+    )
+
+
+def image(tx: Connection, ref: str) -> Image:
+    return _resolve("image", ref, lambda name: images.by_name(tx, name), lambda prefix: images.by_prefix(tx, prefix))
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRef:
+    """What a volume is to be made from. `volume_id` is the volume to lock; `path` an image file."""
+
+    kind: SourceKind
+    id: str | None = None
+    name: str | None = None
+    volume_id: str | None = None
+    path: str | None = None
+
+
+def source(tx: Connection, project: str, request: CreateRequest) -> SourceRef:
+    """The one source of a request; `UsageError` if there are several."""
+    given = [value for value in (request.from_image, request.from_snapshot, request.from_volume) if value is not None]
+    if len(given) > 1:
+        raise UsageError("choose one of --from-image, --from-snapshot and --from-volume")
+    if request.from_snapshot is not None:
+        found = snapshot(tx, project, request.from_snapshot)
+        return SourceRef(SourceKind.SNAPSHOT, found.id, found.name, found.volume_id)
+    if request.from_volume is not None:
+        return _volume_source(tx, project, request.from_volume)
+    if request.from_image is not None:
+        return _image_source(tx, project, request.from_image)
+    return SourceRef(SourceKind.BLANK)
+
+
+def _volume_source(tx: Connection, project: str, ref: str) -> SourceRef:
+    found = volume(tx, project, ref)
+    return SourceRef(SourceKind.VOLUME, found.id, found.name, found.id)
+
+
+def _image_source(tx: Connection, project: str, text: str) -> SourceRef:
+    """A registered image's name or id, else a path, else `volume:REF`."""
+    if not text:
+        raise UsageError("--from-image needs the name of an image or a path")
+    if found := _registered(tx, text):
+        if found.location.startswith(VOLUME_SCHEME):
+            volume_id = found.location.removeprefix(VOLUME_SCHEME)
+            return SourceRef(SourceKind.IMAGE, found.id, found.name, volume_id)
+        return SourceRef(SourceKind.IMAGE, found.id, found.name, None, found.location)
+    if os.path.lexists(text):
+        return SourceRef(SourceKind.IMAGE, None, os.path.abspath(text), None, os.path.abspath(text))
+    if text.startswith(("http://", "https://")):
+        raise UsageError(f"{text} cannot be fetched by this version", hint="download it and give the file's path")
+    if text.startswith(VOLUME_SCHEME):
+        return _volume_source(tx, project, text.removeprefix(VOLUME_SCHEME))
+    raise NotFoundError(f"there is no registered image and no file {text!r}")
+
+
+def _registered(tx: Connection, text: str) -> Image | None:
+    if found := images.by_name(tx, text):
+        return found
+    if is_uuid(text) or (len(text) >= SHORTEST_PREFIX and set(text.lower()) <= _HEX):
+        candidates = images.by_prefix(tx, text.lower())
+        return candidates[0] if len(candidates) == 1 else None
+    return None

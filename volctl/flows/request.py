@@ -1,0 +1,303 @@
+"""Validation of a create (SPEC, section 3): a request becomes a request spec, or is refused.
+
+Reads rows and image headers, changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from volctl.db import images, snapshots, types, volumes
+from volctl.db.quotas import Usage
+from volctl.errors import ConfigError, ConflictError, ExistsError, ImageUnsafeError, NotFoundError, UsageError
+from volctl.flows import refs
+from volctl.flows.context import Context
+from volctl.flows.create import CreateState
+from volctl.images.gate import CheckedImage, check_fits
+from volctl.model import (
+    MAX_SIZE,
+    CreateRequest,
+    Image,
+    Json,
+    MiB,
+    Object,
+    SourceKind,
+    Status,
+    Volume,
+    check_name,
+    check_text,
+    format_size,
+    parse_size,
+    round_up,
+)
+from volctl.scheduler import size_bounds
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+TYPE_PROPERTY = "volctl_type"
+HINTS = ("same-backend", "different-backend")
+T = TypeVar("T")
+
+
+def usage(check: Callable[[str], T], text: str) -> T:
+    """The value of `check(text)`; its ValueError as a `UsageError`."""
+    try:
+        return check(text)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def properties(pairs: tuple[str, ...] | list[str]) -> dict[str, str]:
+    """`KEY=VALUE` texts as a dictionary: keys 1 to 255 characters, values to 255."""
+    found: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UsageError(f"{pair!r} is not KEY=VALUE")
+        found[checked(key, "a property's key", least=1)] = checked(value, f"the property {key!r}")
+    return found
+
+
+def checked(text: str, what: str, *, least: int = 0) -> str:
+    """User text of at most 255 characters."""
+    return usage(lambda value: check_text(value, what, least=least), text)
+
+
+def description(text: str | None) -> str | None:
+    return None if text is None else checked(text, "the description")
+
+
+def resolve(env: Context, state: CreateState) -> None:
+    """Fill the request spec, or raise what is wrong with the request."""
+    request = CreateRequest(**state.request)
+    _own_words(env, state, request)
+    with env.store.read() as tx:
+        _check_name(tx, state)
+        volume, wanted, least = _source(tx, state)
+        state.hints = _hints(tx, state.project, request.hints)
+    if volume is not None:
+        _clone(env, state, request, volume)
+    image_type, min_disk = _image(env, state, request)
+    least = max(least, min_disk)
+    with env.store.read() as tx:
+        _type(tx, env, state, request.type or wanted or image_type)
+    _size(state, request, least)
+    _zone(env, state, request, volume.availability_zone if volume else None)
+
+
+def _own_words(env: Context, state: CreateState, request: CreateRequest) -> None:
+    """What needs nothing but the request itself."""
+    state.name = None if request.name is None else usage(check_name, request.name)
+    state.description = description(request.description)
+    state.properties = properties(request.properties)
+    state.max_attempts = request.max_attempts or env.config.max_attempts
+    if request.max_attempts is not None and request.max_attempts < 1:
+        raise UsageError("--max-attempts is at least 1")
+    if request.backend is not None:
+        env.backends.ask(request.backend)
+    if request.size is not None:
+        state.size = usage(parse_size, request.size)
+    elif state.kind is SourceKind.BLANK:
+        raise UsageError("a blank volume needs a size", hint="say --size, such as --size 10 for 10 GiB")
+    if (request.checksum or request.image_format != "auto") and request.from_image is None:
+        raise UsageError("--checksum and --image-format go with --from-image")
+
+
+def _check_name(tx: Connection, state: CreateState) -> None:
+    if state.name is not None and (found := volumes.by_name(tx, state.project, state.name)):
+        raise ExistsError(
+            f"there is a volume {state.name!r} already ({found.id}, {found.status})",
+            hint="choose another name, or say --if-absent",
+            volume=found.id,
+        )
+
+
+def _hints(tx: Connection, project: str, given: tuple[str, ...]) -> dict[str, list[str]]:
+    """`same-backend=REF` and `different-backend=REF` as names of backends."""
+    found: dict[str, list[str]] = {hint: [] for hint in HINTS}
+    for text in given:
+        key, _, ref = text.partition("=")
+        if key not in HINTS or not ref:
+            raise UsageError(f"{text!r} is not a hint", hint="hints: same-backend=REF, different-backend=REF")
+        volume = refs.volume(tx, project, ref)
+        if volume.backend is None:
+            raise ConflictError(f"volume {ref} has no backend yet", volume=volume.id)
+        found[key].append(volume.backend)
+    return found
+
+
+def _source(tx: Connection, state: CreateState) -> tuple[Volume | None, str | None, int]:
+    """The volume behind a source, the type that the source asks for, and the least size in bytes."""
+    if (volume_id := state.source["volume_id"]) is None:
+        return None, None, 0
+    volume = volumes.get(tx, volume_id)
+    if state.kind is SourceKind.SNAPSHOT:
+        return volume, *_snapshot(tx, state)
+    if volume.status not in (Status.AVAILABLE, Status.IN_USE):
+        raise ConflictError(f"volume {volume.label} is {volume.status}, not available", volume=volume.id)
+    state.bootable = volume.bootable
+    state.properties = volume.properties | state.properties
+    return volume, volume.type, volume.size
+
+
+def _snapshot(tx: Connection, state: CreateState) -> tuple[str | None, int]:
+    snapshot = snapshots.get(tx, state.source["id"])
+    if snapshot.status is not Status.AVAILABLE:
+        raise ConflictError(f"snapshot {snapshot.label} is {snapshot.status}, not available")
+    origin = snapshots.origin(tx, snapshot.id)
+    state.bootable = origin["bootable"]
+    state.properties = origin["properties"] | state.properties
+    return origin["type"], snapshot.size
+
+
+def _clone(env: Context, state: CreateState, request: CreateRequest, volume: Volume) -> None:
+    """Where the source is, that it holds still, and what a copy of it writes."""
+    backend = env.backends.get(volume.backend)
+    state.source_backend = volume.backend
+    stays = request.backend in (None, volume.backend) and backend.capabilities.constant_time_clone
+    snapshot = state.kind is SourceKind.SNAPSHOT
+    if not (stays or snapshot):
+        check_still(env, volume)
+    source = Object("snap", state.source["id"]) if snapshot else Object("volume", volume.id)
+    found = None if stays else backend.inspect(source)
+    state.physical = found.allocated if found else 0
+
+
+def check_still(env: Context, volume: Volume) -> None:
+    """`ConflictError` if somebody may write to the volume while it is copied."""
+    holders = env.backends.get(volume.backend).holders(Object("volume", volume.id))
+    if volume.status is Status.IN_USE or holders:
+        by = f" by {', '.join(holders)}" if holders else ""
+        raise ConflictError(
+            f"volume {volume.label} is in use{by}, and would be copied while it changes",
+            hint="stop what uses it first",
+            volume=volume.id,
+        )
+
+
+def _image(env: Context, state: CreateState, request: CreateRequest) -> tuple[str | None, int]:
+    """Through the gate. The type that the image asks for, and its least disk in bytes."""
+    if state.kind is not SourceKind.IMAGE:
+        return None, 0
+    registered = _registered(env, state)
+    if registered is not None:
+        state.properties = registered.properties | state.properties
+    state.bootable = True
+    wanted = state.properties.get(TYPE_PROPERTY) if registered and TYPE_PROPERTY in registered.properties else None
+    min_disk = registered.min_disk if registered else 0
+    if state.source["path"] is None:  # the image is a volume: it is cloned
+        return wanted, min_disk
+    declared = request.image_format
+    if registered is not None and declared == "auto":
+        declared = registered.format
+    state.image = {"path": state.source["path"], "declared": declared, "checksum": request.checksum}
+    state.image["allow_device"] = request.allow_device
+    image = env.image(**state.image)
+    _check_unchanged(env, state, registered, image)
+    _image_size(state, image, min_disk)
+    return wanted, min_disk
+
+
+def _registered(env: Context, state: CreateState) -> Image | None:
+    if state.source["id"] is None:
+        return None
+    with env.store.read() as tx:
+        found = images.find(tx, state.source["id"])
+    if found is None:
+        raise NotFoundError(f"image {state.source['id']} is gone")
+    return found
+
+
+def _check_unchanged(env: Context, state: CreateState, registered: Image | None, image: CheckedImage) -> None:
+    if registered is None:
+        return
+    with env.store.read() as tx:
+        identity = images.internals(tx, registered.id)["identity"]
+    if identity != image.identity:
+        raise ImageUnsafeError(
+            f"the file of image {registered.label} has changed since it was registered",
+            hint=f"look at it, then `volctl image refresh {registered.label}`",
+        )
+
+
+def _image_size(state: CreateState, image: CheckedImage, min_disk: int) -> None:
+    """The size from the image where none was asked for, and what the copy will write."""
+    if not state.size:
+        state.size = max(round_up(image.virtual_size, MiB), round_up(min_disk, MiB))
+    check_fits(image, state.size)
+    state.physical = image.data_size
+
+
+def _size(state: CreateState, request: CreateRequest, least: int) -> None:
+    if not state.size:
+        state.size = round_up(least, MiB)
+    if state.size < least:
+        raise UsageError(
+            f"{format_size(state.size)} ({state.size} bytes) is smaller than the source needs: "
+            f"{format_size(least)} ({least} bytes)",
+            details={"size": state.size, "least": least},
+        )
+    low, high = size_bounds(state.specs)
+    if state.size < (low or 0) or state.size > (high or MAX_SIZE):
+        bounds = f"{format_size(low or 0)} to {format_size(high) if high else 'any'}"
+        raise UsageError(f"type {state.type!r} takes volumes of {bounds}, not {format_size(state.size)}")
+
+
+def _type(tx: Connection, env: Context, state: CreateState, name: str | None) -> None:
+    default = name is None
+    if (name := name or env.config.default_type) is None:
+        return
+    found = types.find(tx, name)
+    if found is None and default:
+        raise ConfigError(f"default_type {name!r} of the configuration does not exist", hint="volctl type create")
+    if found is None:
+        raise NotFoundError(f"there is no volume type {name!r}", hint="volctl type list shows them")
+    state.type, state.specs = found.name, found.specs
+
+
+def _zone(env: Context, state: CreateState, request: CreateRequest, source_zone: str | None) -> None:
+    zones = sorted({backend.availability_zone for backend in env.backends.configs})
+    zone = request.availability_zone
+    if zone is not None and source_zone is not None and zone != source_zone:
+        raise UsageError(f"the source is in availability zone {source_zone!r}; its copy cannot be in {zone!r}")
+    zone = zone or source_zone or env.config.default_availability_zone
+    if zone is not None and zone not in zones:
+        raise UsageError(f"there is no availability zone {zone!r}", hint=f"zones: {', '.join(zones)}")
+    state.zone = zone
+
+
+def wanted(request: CreateRequest, source: refs.SourceRef) -> Json:
+    """What `--if-absent` compares: the size, type and source that were asked for."""
+    size = None if request.size is None else usage(parse_size, request.size)
+    return {"size": size, "type": request.type, "source": [source.kind, source.id or source.path]}
+
+
+def as_row(state: CreateState) -> Json:
+    """The row of a new volume."""
+    request = CreateRequest(**state.request)
+    source = refs.SourceRef(**state.source)
+    return {
+        "id": state.volume_id,
+        "name": state.name,
+        "project": state.project,
+        "description": state.description,
+        "size": state.size,
+        "status": Status.CREATING,
+        "type": state.type,
+        "availability_zone": state.zone,
+        "bootable": state.bootable,
+        "properties": state.properties,
+        "source_kind": state.kind,
+        "source_id": source.id,
+        "source_name": source.name,
+        "requested": wanted(request, source),
+    }
+
+
+def check_quota(tx: Connection, env: Context, state: CreateState) -> None:
+    """What the api flow would say of the quota; reserves nothing."""
+    quota = env.quota(state.project)
+    quota.check_size(tx, state.size)
+    quota.check(tx, Usage(volumes=1, gigabytes=state.size), state.type)

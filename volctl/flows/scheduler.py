@@ -1,0 +1,79 @@
+"""volume_create_scheduler: complete the spec, filter and weigh the backends, cast.
+
+Source of names and order: cinder/scheduler/flows/create_volume.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from volctl.db import types, volumes
+from volctl.db.quotas import Usage
+from volctl.engine.task import Flow
+from volctl.errors import ConflictError
+from volctl.flows import pools
+from volctl.flows.create import IN_FLIGHT, CreateRun, CreateState, CreateTask, fail_volume
+from volctl.model import round_up, to_json
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+
+class ExtractSchedulerSpecTask(CreateTask):
+    """Completes a partial request spec from the volume row and its type."""
+
+    def gather(self, run: CreateRun) -> None:
+        state = run.state
+        with run.env.store.read() as tx:
+            volume = volumes.get(tx, state.volume_id)
+            if volume.status not in IN_FLIGHT:
+                raise ConflictError(f"volume {volume.id} is {volume.status}, not creating", volume=volume.id)
+            state.size, state.type = volume.size, volume.type
+            found = types.find(tx, volume.type) if volume.type else None
+            state.specs = found.specs if found else {}
+
+
+class ScheduleCreateVolumeTask(CreateTask):
+    """Filters and weighs; writes the backend and the whole explanation to the volume; casts the manager."""
+
+    def gather(self, run: CreateRun) -> None:
+        run.found = pools.survey(run.env)
+
+    def record(self, tx: Connection, run: CreateRun) -> None:
+        state = run.state
+        found: pools.Survey = run.found
+        explanation = pools.choose(tx, run.env, found, state)
+        if explanation.chosen is None:
+            raise pools.refusal(explanation, state)
+        state.backend = explanation.chosen
+        size = round_up(state.size, found.granule(state.backend))
+        if size != state.size:
+            run.env.quota(state.project).check(tx, Usage(gigabytes=size - state.size), state.type)
+            state.size = size
+        volumes.change(
+            tx,
+            state.volume_id,
+            size=size,
+            backend=state.backend,
+            availability_zone=found.zone(state.backend),
+            explanation=to_json(explanation),
+            promised=found.promise(state.backend, state),
+        )
+        run.cast(tx, "volume_create_manager", state)
+
+
+def not_scheduled(tx: Connection, run: CreateRun) -> None:
+    """No backend: the volume goes to `error`, and the explanation is kept."""
+    explanation = getattr(run.error, "details", {}).get("explanation")
+    if explanation is not None and volumes.find(tx, run.state.volume_id):
+        volumes.change(tx, run.state.volume_id, explanation=explanation)
+    fail_volume(tx, run)
+
+
+FLOW = Flow(
+    "volume_create_scheduler",
+    CreateState,
+    ExtractSchedulerSpecTask(),
+    ScheduleCreateVolumeTask(),
+    on_undone=not_scheduled,
+)

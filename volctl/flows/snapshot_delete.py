@@ -1,0 +1,100 @@
+"""snapshot_delete: check, clear the storage, remove the row. Completed once storage was touched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from volctl.db import events, snapshots
+from volctl.engine.run import Run
+from volctl.engine.task import Direction, Flow, Task
+from volctl.errors import ConflictError
+from volctl.flows.context import Context
+from volctl.model import Json, Object, Status
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+DELETABLE = (Status.AVAILABLE, Status.ERROR, Status.ERROR_DELETING)
+
+
+@dataclass(slots=True)
+class SnapshotDeleteState:
+    snapshot_id: str
+    volume_id: str
+    backend: str | None
+    force: bool = False
+    status: str = ""
+
+    @property
+    def object(self) -> Object:
+        return Object("snap", self.snapshot_id)
+
+
+SnapshotDeleteRun: TypeAlias = Run[Context, SnapshotDeleteState]
+
+
+class SnapshotDeleteTask(Task[Context, SnapshotDeleteState]):
+    """A task of the snapshot delete flow."""
+
+
+class CheckSnapshotDeleteTask(SnapshotDeleteTask):
+    """Refuses the wrong status; then status `deleting`."""
+
+    def gather(self, run: SnapshotDeleteRun) -> None:
+        with run.env.store.read() as tx:
+            snapshot = snapshots.get(tx, run.state.snapshot_id)
+        if snapshot.status not in DELETABLE:
+            raise ConflictError(f"snapshot {snapshot.label} is {snapshot.status}")
+        run.state.status = snapshot.status
+
+    def record(self, tx: Connection, run: SnapshotDeleteRun) -> None:
+        status = (Status(run.state.status),)
+        snapshots.transition(tx, run.state.snapshot_id, status, Status.DELETING, run.request)
+        events.add(tx, "snapshot_delete.start", run.state.snapshot_id, run.request, {})
+
+    def unrecord(self, tx: Connection, run: SnapshotDeleteRun) -> None:
+        status = Status(run.state.status)
+        snapshots.transition(tx, run.state.snapshot_id, (Status.DELETING,), status, run.request)
+
+
+class DeleteSnapshotStorageTask(SnapshotDeleteTask):
+    """The backend deletes the snapshot; every other object keeps its content."""
+
+    def plan(self, run: SnapshotDeleteRun) -> Json:
+        return {"backend": run.state.backend, "object": run.state.object.name}
+
+    def execute(self, run: SnapshotDeleteRun) -> None:
+        state = run.state
+        if state.force and not run.env.backends.has(state.backend):
+            return
+        run.env.backends.get(state.backend).delete_snapshot(Object("volume", state.volume_id), state.object)
+
+
+class DeleteSnapshotEntryTask(SnapshotDeleteTask):
+    """The row is gone, and with it the use of quota."""
+
+    def record(self, tx: Connection, run: SnapshotDeleteRun) -> None:
+        snapshots.remove(tx, run.state.snapshot_id)
+        events.add(tx, "snapshot_delete.end", run.state.snapshot_id, run.request, {})
+
+
+def stuck(tx: Connection, run: SnapshotDeleteRun) -> None:
+    """The storage could not be cleared: `error_deleting`, and the flow is tried again."""
+    cause = run.cause
+    if cause is None or snapshots.find(tx, run.state.snapshot_id) is None:
+        return
+    fault = {"code": cause.code, "message": cause.message}
+    status = (Status.DELETING, Status.ERROR_DELETING)
+    snapshots.transition(tx, run.state.snapshot_id, status, Status.ERROR_DELETING, run.request, fault=fault)
+
+
+FLOW = Flow(
+    "snapshot_delete",
+    SnapshotDeleteState,
+    CheckSnapshotDeleteTask(),
+    DeleteSnapshotStorageTask(),
+    DeleteSnapshotEntryTask(),
+    direction=Direction.COMPLETE,
+    on_stuck=stuck,
+)

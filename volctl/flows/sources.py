@@ -1,0 +1,61 @@
+"""How a volume is filled: the four branches, and the ladder of an image (SPEC, section 4)."""
+
+from __future__ import annotations
+
+from volctl.backend import Backend
+from volctl.errors import BackendError
+from volctl.flows.context import Context
+from volctl.flows.create import CreateState
+from volctl.images.convert import copy_image, copy_raw
+from volctl.model import Object, SourceKind
+
+
+def fill(env: Context, state: CreateState) -> None:
+    """Make the volume on its backend; it is there, has its size and its content when this returns."""
+    backend = env.backends.get(state.backend)
+    if state.image is not None:
+        _from_image(env, state, backend)
+    elif state.kind is SourceKind.BLANK:
+        backend.create(state.object, state.size)
+    else:
+        _from_object(env, state, backend)
+    _verify(backend, state)
+
+
+def source_object(state: CreateState) -> Object:
+    """The snapshot or volume that is cloned (an image may be a volume, too)."""
+    if state.kind is SourceKind.SNAPSHOT:
+        return Object("snap", state.source["id"])
+    return Object("volume", state.source["volume_id"])
+
+
+def _from_object(env: Context, state: CreateState, backend: Backend) -> None:
+    source = source_object(state)
+
+    def progress(done: int, total: int) -> None:
+        env.progress("copy", done, total)
+
+    if state.source_backend == backend.name:
+        backend.clone(source, state.object, state.size, progress)
+        return
+    reading = env.backends.get(state.source_backend).reading(source)
+    with reading as origin, backend.writing(state.object, state.size) as target:
+        copy_raw(origin, target, progress)
+
+
+def _from_image(env: Context, state: CreateState, backend: Backend) -> None:
+    assert state.image is not None
+    image = env.image(**state.image)
+    image.verify_unchanged()
+    if image.format == "raw" and backend.clone_image(image.fd, state.object, state.size):
+        image.verify_unchanged()
+        return
+    with backend.writing(state.object, state.size) as target:
+        copy_image(image, target, lambda done, total: env.progress("convert", done, total))
+
+
+def _verify(backend: Backend, state: CreateState) -> None:
+    found = backend.inspect(state.object)
+    if found is None or found.size != state.size:
+        size = f"{found.size} bytes" if found else "nothing"
+        raise BackendError(f"backend {backend.name} made {size} instead of {state.size} bytes", volume=state.volume_id)

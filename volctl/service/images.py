@@ -1,0 +1,110 @@
+"""Images: register, look, check, forget."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from typing import Any
+
+from volctl.db import events, images, volumes
+from volctl.engine.locks import EXCLUSIVE
+from volctl.errors import ConflictError, UsageError
+from volctl.flows import refs, request
+from volctl.flows.image import ImageDeleteState, ImageState
+from volctl.model import Image, Json, Status, check_name, parse_size
+from volctl.service.session import Session
+
+
+def add(
+    session: Session,
+    name: str | None,
+    location: str,
+    *,
+    copy: bool = False,
+    image_format: str = "auto",
+    checksum: str | None = None,
+    min_disk: str | None = None,
+    properties: tuple[str, ...] = (),
+    allow_device: bool = False,
+) -> Image:
+    """Register a file in place, our copy of it, or `volume:REF`. Sizes in bytes."""
+    image_id = str(uuid.uuid4())
+    state = ImageState(
+        image_id,
+        None if name is None else request.usage(check_name, name),
+        location,
+        copy,
+        0 if min_disk is None else request.usage(parse_size, min_disk),
+        request.properties(properties),
+    )
+    if location.startswith(refs.VOLUME_SCHEME):
+        _volume_location(session, state)
+    elif location.startswith(("http://", "https://")):
+        raise UsageError(f"{location} cannot be fetched by this version", hint="download it and give the file's path")
+    else:
+        state.location = os.path.abspath(location)
+        opened: dict[str, Any] = {"path": state.location, "declared": image_format}
+        state.opened = opened | {"checksum": checksum, "allow_device": allow_device}
+    with session.locked({image_id: EXCLUSIVE}) as locks:
+        session.engine.start("image_add", state, object_id=image_id, locks=locks)
+    return show(session, image_id)
+
+
+def _volume_location(session: Session, state: ImageState) -> None:
+    if state.copy:
+        raise UsageError("--copy goes with a file; an image that is a volume is cloned")
+    with session.store.read() as tx:
+        volume = refs.volume(tx, session.project, state.location.removeprefix(refs.VOLUME_SCHEME))
+    if volume.status not in (Status.AVAILABLE, Status.IN_USE):
+        raise ConflictError(f"volume {volume.label} is {volume.status}, not available", volume=volume.id)
+    state.location = f"{refs.VOLUME_SCHEME}{volume.id}"
+    state.size = state.virtual_size = volume.size
+
+
+def list_(session: Session) -> list[Image]:
+    with session.store.read() as tx:
+        return images.listing(tx)
+
+
+def show(session: Session, ref: str) -> Image:
+    with session.store.read() as tx:
+        return refs.image(tx, ref)
+
+
+def check(session: Session, path: str, *, image_format: str = "auto", checksum: str | None = None) -> Json:
+    """What the gate says of a file; sizes in bytes."""
+    image = session.env.image(os.path.abspath(path), image_format, checksum, False)
+    return {
+        "path": image.path,
+        "format": image.format,
+        "size": image.file_size,
+        "virtual_size": image.virtual_size,
+        "data_size": image.data_size,
+        "sha256": image.sha256,
+    }
+
+
+def refresh(session: Session, ref: str) -> Image:
+    """Take a registered file as it is now: through the gate again."""
+    found = show(session, ref)
+    if found.location.startswith(refs.VOLUME_SCHEME):
+        with session.store.read() as tx:
+            size = volumes.get(tx, found.location.removeprefix(refs.VOLUME_SCHEME)).size
+        values: dict[str, Any] = {"size": size, "virtual_size": size}
+    else:
+        image = session.env.image(found.location, "auto", None, False)
+        values = {"format": image.format, "size": image.file_size, "virtual_size": image.virtual_size}
+        values |= {"sha256": image.sha256, "identity": image.identity}
+    with session.store.write() as tx:
+        images.change(tx, found.id, **values)
+        events.add(tx, "image.refresh", found.id, str(uuid.uuid4()), {"location": found.location})
+    return show(session, found.id)
+
+
+def delete(session: Session, ref: str) -> None:
+    """Forget an image; our own copy goes, a file in place stays."""
+    found = show(session, ref)
+    with session.store.read() as tx:
+        owned = images.internals(tx, found.id)["owned"]
+    with session.locked({found.id: EXCLUSIVE}) as locks:
+        session.engine.start("image_delete", ImageDeleteState(found.id, owned), object_id=found.id, locks=locks)

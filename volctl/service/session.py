@@ -1,0 +1,180 @@
+"""Opening the state for one command: configuration, database, backends, and what others left settled."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from volctl import interrupt
+from volctl.config import Config, Places, load, places
+from volctl.db import events, images, volumes
+from volctl.db.store import Store, keep_owner, open_store
+from volctl.engine import journal
+from volctl.engine.locks import LockDirectory, LockSet, Names, released
+from volctl.engine.run import Engine
+from volctl.errors import AccessError, ConfigError, TimedOut, UsageError
+from volctl.flows import FLOWS
+from volctl.flows.context import Backends, Context
+from volctl.flows.request import usage
+from volctl.model import check_name
+
+READ_SETTLE = 5.0  # seconds a command that only reads spends on what others left
+LOCK_TIMEOUT = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Where and for whom; None is the environment, then what is built in. Times in seconds."""
+
+    config: str | None = None
+    state_dir: str | None = None
+    project: str | None = None
+    timeout: float | None = None
+    lock_timeout: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Watcher:
+    """What a long call tells.
+
+    `warn` a sentence; `progress` (what, bytes done, bytes in all); `step` (flow, task, begun|done|…).
+    """
+
+    warn: Callable[[str], None] = lambda line: None
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None
+    step: Callable[[str, str, str], None] = lambda flow, task, state: None
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """The state, opened: what every function of the service takes first."""
+
+    env: Context
+    engine: Engine[Context]
+    locks: LockDirectory
+    project: str
+    lock_timeout: float
+    watcher: Watcher
+
+    @property
+    def store(self) -> Store:
+        return self.env.store
+
+    @contextmanager
+    def locked(self, names: Names) -> Iterator[LockSet]:
+        """Hold locks by the ids of volumes (`exclusive` or `shared`); files of the gone are removed."""
+        with released(self.locks.acquire(names, self.lock_timeout), self.lives) as locks:
+            yield locks
+
+    def lives(self, object_id: str) -> bool:
+        """Is there a volume or an image of that id?"""
+        with self.store.read() as tx:
+            return volumes.find(tx, object_id) is not None or images.find(tx, object_id) is not None
+
+
+@contextmanager
+def open_session(options: Options, watcher: Watcher, *, reads: bool = False) -> Iterator[Session]:
+    """Open configuration and state, and settle what other commands left, before any lock of our own.
+
+    `reads`: the command only reads, so settling takes at most `READ_SETTLE` seconds.
+    """
+    where = places(options.config, options.state_dir)
+    config = load(where)
+    project = options.project or os.environ.get("VOLCTL_PROJECT") or "default"
+    usage(check_name, project)
+    _prepare(where)
+    store = open_store(where.database, may_create=lambda: _nothing_of_ours(config, where))
+    env = Context(store, config, where, Backends(config, store.uuid, where.state), watcher.progress, watcher.warn)
+    try:
+        locks = LockDirectory(where.locks, keep_owner)
+        engine = Engine(store, locks, FLOWS, env, watcher.step, watcher.warn)
+        session = Session(env, engine, locks, project, _lock_timeout(options), watcher)
+        _settle(session, reads=reads)
+        yield session
+    finally:
+        env.close()
+        store.close()
+
+
+def _lock_timeout(options: Options) -> float:
+    if options.lock_timeout is not None:
+        return options.lock_timeout
+    text = os.environ.get("VOLCTL_LOCK_TIMEOUT")
+    try:
+        return float(text) if text else LOCK_TIMEOUT
+    except ValueError as error:
+        raise UsageError(f"VOLCTL_LOCK_TIMEOUT is {text!r}, not a number of seconds") from error
+
+
+def _prepare(where: Places) -> None:
+    """The state directory and what belongs in it, private to its owner."""
+    try:
+        for directory in (where.state, where.locks, where.images, where.volumes):
+            _make(directory)
+    except PermissionError as error:
+        raise AccessError(
+            f"the state directory {where.state} may not be used by you",
+            hint="say VOLCTL_STATE_DIR=DIR, or run as its owner",
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"the state directory {where.state} cannot be used: {error.strerror}") from error
+    mode = where.state.stat().st_mode
+    if mode & stat.S_IWOTH:
+        raise ConfigError(
+            f"the state directory {where.state} is writable by everybody", hint=f"chmod 700 {where.state}"
+        )
+
+
+def _make(directory: Path) -> None:
+    if directory.is_dir():
+        return
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(mode=0o700)
+    except FileExistsError:
+        if not directory.is_dir():
+            raise
+        return
+    keep_owner(directory)
+
+
+def _nothing_of_ours(config: Config, where: Places) -> None:
+    """No new database where storage of an old one lies: its rows would be lost without a word."""
+    unknown = Backends(config, "", where.state)
+    for backend in config.backends:
+        unknown.refuse_claimed(backend.name, where.database)
+
+
+def _settle(session: Session, *, reads: bool) -> None:
+    """Undo or complete what commands that are gone left behind."""
+    try:
+        if reads:
+            with interrupt.budget(READ_SETTLE):
+                said = session.engine.settle(session.lives)
+        else:
+            said = session.engine.settle(session.lives)
+            _prune(session)
+    except TimedOut:
+        if not reads:
+            raise
+        interrupt.check()
+        said = [f"not everything was settled within {READ_SETTLE:g} s; the next command goes on"]
+    for line in said:
+        session.watcher.warn(f"settled: {line}")
+
+
+def _prune(session: Session) -> None:
+    """Forget ended flows and events of more than `history_days` ago."""
+    before = datetime.now(UTC) - timedelta(days=session.env.config.history_days)
+    text = before.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    with session.store.read() as tx:
+        old = journal.has_older(tx, text) or events.has_older(tx, text)
+    if old:
+        with session.store.write() as tx:
+            journal.prune(tx, text)
+            events.prune(tx, text)

@@ -1,0 +1,65 @@
+"""Volume types: named sets of extra specs."""
+
+from __future__ import annotations
+
+from volctl.db import types, volumes
+from volctl.errors import ConflictError, ExistsError, NotFoundError
+from volctl.flows import request
+from volctl.model import VolumeType, check_name
+from volctl.scheduler import check_specs
+from volctl.service.session import Session
+
+
+def create(session: Session, name: str, specs: tuple[str, ...], description: str | None = None) -> VolumeType:
+    """`specs` as `KEY=VALUE`; one that can never match is a `UsageError`."""
+    request.usage(check_name, name)
+    found = request.properties(specs)
+    check_specs(found)
+    with session.store.write() as tx:
+        if types.find(tx, name):
+            raise ExistsError(f"there is a volume type {name!r} already", hint="volctl type set changes it")
+        types.add(tx, name, found, request.description(description))
+    return show(session, name)
+
+
+def list_(session: Session) -> list[VolumeType]:
+    with session.store.read() as tx:
+        return types.listing(tx)
+
+
+def show(session: Session, name: str) -> VolumeType:
+    with session.store.read() as tx:
+        found = types.find(tx, name)
+    if found is None:
+        raise NotFoundError(f"there is no volume type {name!r}", hint="volctl type list shows them")
+    return found
+
+
+def set_(session: Session, name: str, specs: tuple[str, ...], description: str | None = None) -> VolumeType:
+    """Add or change specs; volumes that are there stay where they are."""
+    more = request.properties(specs)
+    found = show(session, name)
+    check_specs(found.specs | more)
+    with session.store.write() as tx:
+        text = found.description if description is None else request.description(description)
+        types.change(tx, name, specs=found.specs | more, description=text)
+    return show(session, name)
+
+
+def unset(session: Session, name: str, keys: tuple[str, ...]) -> VolumeType:
+    """Take specs away; one that is not there is no error."""
+    found = show(session, name)
+    left = {key: value for key, value in found.specs.items() if key not in keys}
+    check_specs(left)
+    with session.store.write() as tx:
+        types.change(tx, name, specs=left)
+    return show(session, name)
+
+
+def delete(session: Session, name: str) -> None:
+    """`ConflictError` while a volume has it."""
+    show(session, name)
+    with session.store.write() as tx:
+        if volumes.uses_type(tx, name):
+            raise ConflictError(f"volume type {name!r} is in use", hint="volctl list --type shows by which volumes")
+        types.remove(tx, name)

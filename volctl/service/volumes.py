@@ -1,0 +1,353 @@
+"""Volumes: create, look, change, delete."""
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from volctl import interrupt
+from volctl.db import snapshots, volumes
+from volctl.engine import journal
+from volctl.engine.locks import EXCLUSIVE, SHARED
+from volctl.errors import ConflictError, ExistsError, NotFoundError, UsageError, VolctlError
+from volctl.flows import pools, refs, request
+from volctl.flows.context import Context
+from volctl.flows.create import CreateState
+from volctl.flows.delete import DeleteState, check_deletable, check_holders
+from volctl.flows.extend import ExtendState
+from volctl.flows.refs import SourceRef
+from volctl.flows.revert import RevertState
+from volctl.flows.snapshot_delete import SnapshotDeleteState
+from volctl.model import (
+    CreateRequest,
+    Explanation,
+    Object,
+    Snapshot,
+    SourceKind,
+    Status,
+    TreeNode,
+    Volume,
+    VolumeDetails,
+    check_name,
+    parse_size,
+)
+from volctl.service.session import Session
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+FINAL = (Status.AVAILABLE, Status.IN_USE, Status.ERROR, Status.ERROR_DELETING)
+GONE = ("deleted", "gone")
+
+
+def create(session: Session, wanted: CreateRequest) -> Volume:
+    """Make a volume through the three flows. With `if_absent` the one that is there, if it is the same."""
+    if not wanted.if_absent:
+        return _create(session, wanted)
+    if wanted.name is None:
+        raise UsageError("--if-absent needs a name")
+    while True:
+        if (found := _present(session, wanted)) is not None:
+            return found
+        try:
+            return _create(session, wanted)
+        except ExistsError:
+            interrupt.check()  # somebody was faster: judge theirs
+
+
+def _create(session: Session, wanted: CreateRequest) -> Volume:
+    with session.store.read() as tx:
+        source = refs.source(tx, session.project, wanted)
+    volume_id = str(uuid.uuid4())
+    names = {volume_id: EXCLUSIVE} | _source_lock(session.env, source)
+    state = CreateState(volume_id, session.project, asdict(wanted), asdict(source))
+    with session.locked(names) as locks:
+        try:
+            session.engine.start("volume_create_api", state, object_id=volume_id, locks=locks)
+        except VolctlError as error:
+            error.volume = error.volume or _row_left(session, volume_id)
+            raise
+    with session.store.read() as tx:
+        made = volumes.get(tx, volume_id)
+    if wanted.size is not None and made.size != parse_size(wanted.size):
+        session.watcher.warn(f"the size was rounded up to {made.size} bytes, which backend {made.backend} can make")
+    return made
+
+
+def _row_left(session: Session, volume_id: str) -> str | None:
+    with session.store.read() as tx:
+        return volume_id if volumes.find(tx, volume_id) else None
+
+
+def _source_lock(env: Context, source: SourceRef) -> dict[str, str]:
+    """The source's volume: exclusive only where a clone changes it."""
+    if source.volume_id is None:
+        return {}
+    with env.store.read() as tx:
+        volume = volumes.find(tx, source.volume_id)
+    touched = volume is not None and env.backends.has(volume.backend)
+    if touched and volume is not None and env.backends.get(volume.backend).capabilities.clone_locks_source:
+        return {source.volume_id: EXCLUSIVE}
+    return {source.volume_id: SHARED}
+
+
+def _present(session: Session, wanted: CreateRequest) -> Volume | None:
+    """The volume of that name if it is what is wanted; None if it is to be made (anew)."""
+    with session.store.read() as tx:
+        found = volumes.by_name(tx, session.project, request.usage(check_name, wanted.name or ""))
+    if found is None:
+        return None
+    if found.status not in FINAL:
+        with session.locked({found.id: EXCLUSIVE}):
+            pass  # whoever works on it is done
+        return _present(session, wanted)
+    with session.store.read() as tx:
+        source = refs.source(tx, session.project, wanted)
+        asked = volumes.column(tx, found.id, "requested")
+        stuck = journal.is_open_for(tx, found.id)
+    if found.status in (Status.ERROR, Status.ERROR_DELETING):
+        _make_way(session, found, stuck=stuck)
+        return None
+    _compare(found, asked, request.wanted(wanted, source))
+    return found
+
+
+def _make_way(session: Session, found: Volume, *, stuck: bool) -> None:
+    """Delete a failed volume that never held anything; any other in `error` is somebody's."""
+    worthless = found.status is Status.ERROR and found.available_at is None and not found.attachments
+    if not worthless or found.protected or stuck:
+        raise ConflictError(
+            f"volume {found.label} is there and in status {found.status}",
+            hint=f"volctl show {found.label} says why",
+            volume=found.id,
+        )
+    _delete(session, found, force=False)
+
+
+def _compare(found: Volume, there: dict[str, object] | None, asked: dict[str, object]) -> None:
+    there = there or {}
+    size, type_name = asked["size"], asked["type"]
+    different = []
+    if size not in (None, there.get("size"), found.size):
+        different.append(f"size {found.size}, not {size}")
+    if type_name not in (None, found.type):
+        different.append(f"type {found.type}, not {type_name}")
+    if asked["source"] != there.get("source"):
+        different.append(f"source {_source_text(there.get('source'))}, not {_source_text(asked['source'])}")
+    if different:
+        raise ExistsError(
+            f"volume {found.label} is there, but different: {'; '.join(different)}",
+            hint="choose another name",
+            volume=found.id,
+        )
+
+
+def _source_text(source: object) -> str:
+    return " ".join(str(part) for part in source if part) if isinstance(source, list) else str(source)
+
+
+def plan(session: Session, wanted: CreateRequest) -> Explanation:
+    """What a create would get, and why; nothing is changed. `chosen` is None if no backend passes."""
+    with session.store.read() as tx:
+        source = refs.source(tx, session.project, wanted)
+    state = CreateState("", session.project, asdict(wanted), asdict(source))
+    request.resolve(session.env, state)
+    found = pools.survey(session.env)
+    with session.store.read() as tx:
+        request.check_quota(tx, session.env, state)
+        return pools.choose(tx, session.env, found, state)
+
+
+def list_(
+    session: Session,
+    *,
+    status: str | None = None,
+    type: str | None = None,
+    backend: str | None = None,
+    name: str | None = None,
+    sort: str = "created_at",
+    limit: int | None = None,
+    all_projects: bool = False,
+) -> list[Volume]:
+    """Volumes of the project; `name` is a glob, `sort` is `KEY` or `KEY:desc`."""
+    equal = {"status": status, "type": type, "backend": backend}
+    key, descending = sort_key(sort, ("created_at", "name", "size", "status", "type", "backend", "id", "updated_at"))
+    if status is not None and status not in set(Status):
+        raise UsageError(f"{status!r} is not a status", hint=f"one of {', '.join(Status)}")
+    with session.store.read() as tx:
+        found: Iterator[Volume] = volumes.listing(
+            tx,
+            project=None if all_projects else session.project,
+            equal={column: value for column, value in equal.items() if value is not None},
+            sort=key,
+            descending=descending,
+        )
+        if name is not None:
+            found = (volume for volume in found if fnmatch.fnmatchcase(volume.name or "", name))
+        return list(itertools.islice(found, limit))
+
+
+def sort_key(text: str, known: tuple[str, ...]) -> tuple[str, bool]:
+    """`KEY`, `KEY:asc` or `KEY:desc`."""
+    key, _, direction = text.partition(":")
+    if key not in known or direction not in ("", "asc", "desc"):
+        raise UsageError(f"cannot sort by {text!r}", hint=f"KEY or KEY:desc, KEY one of {', '.join(known)}")
+    return key, direction == "desc"
+
+
+def find(session: Session, ref: str) -> Volume:
+    with session.store.read() as tx:
+        return refs.volume(tx, session.project, ref)
+
+
+def show(session: Session, ref: str) -> VolumeDetails:
+    """The volume and the scheduler's explanation."""
+    with session.store.read() as tx:
+        return volumes.details(tx, refs.volume(tx, session.project, ref).id)
+
+
+def path(session: Session, ref: str) -> str:
+    """The file of the volume, or its device path."""
+    volume = find(session, ref)
+    if volume.status not in (Status.AVAILABLE, Status.IN_USE):
+        raise ConflictError(f"volume {volume.label} is {volume.status}, not available", volume=volume.id)
+    return str(session.env.backends.get(volume.backend).path(Object("volume", volume.id)))
+
+
+def extend(session: Session, ref: str, size: str) -> Volume:
+    """Grow to SIZE, or by +SIZE."""
+    volume = find(session, ref)
+    by = size.startswith("+")
+    state = ExtendState(volume.id, request.usage(parse_size, size.removeprefix("+")), by=by)
+    with session.locked({volume.id: EXCLUSIVE}) as locks:
+        session.engine.start("volume_extend", state, object_id=volume.id, locks=locks)
+    return find(session, volume.id)
+
+
+def update(
+    session: Session, ref: str, *, name: str | None, description: str | None, properties: tuple[str, ...]
+) -> Volume:
+    """Set what is given."""
+    more = request.properties(properties)
+    values: dict[str, object] = {}
+    if name is not None:
+        values["name"] = request.usage(check_name, name)
+    if description is not None:
+        values["description"] = request.description(description)
+    with session.store.write() as tx:
+        volume = refs.volume(tx, session.project, ref)
+        if name is not None and (other := volumes.by_name(tx, volume.project, name)) and other.id != volume.id:
+            raise ExistsError(f"there is a volume {name!r} already", volume=other.id)
+        volumes.change(tx, volume.id, properties=volume.properties | more, **values)
+        return volumes.get(tx, volume.id)
+
+
+def unset(session: Session, ref: str, *, name: bool, description: bool, properties: tuple[str, ...]) -> Volume:
+    """Take away what is named; what is not there is no error."""
+    values = ({"name": None} if name else {}) | ({"description": None} if description else {})
+    with session.store.write() as tx:
+        volume = refs.volume(tx, session.project, ref)
+        left = {key: value for key, value in volume.properties.items() if key not in properties}
+        volumes.change(tx, volume.id, properties=left, **values)
+        return volumes.get(tx, volume.id)
+
+
+def protect(session: Session, ref: str, on: bool) -> Volume:
+    """A protected volume is not deleted."""
+    with session.store.write() as tx:
+        volume = refs.volume(tx, session.project, ref)
+        volumes.change(tx, volume.id, protected=on)
+        return volumes.get(tx, volume.id)
+
+
+def delete(session: Session, ref: str, *, cascade: bool = False, force: bool = False) -> None:
+    """Delete a volume; `cascade` its snapshots, too, `force` from any `error` status."""
+    volume = find(session, ref)
+    with session.store.read() as tx:
+        own = snapshots.of_volume(tx, volume.id) if cascade else []
+    if own:
+        check_deletable(volume, force=force)
+        check_holders(session.env, volume, force=force)
+    for snapshot in own:
+        delete_snapshot(session, snapshot, force=force)
+    _delete(session, volume, force=force)
+
+
+def _delete(session: Session, volume: Volume, *, force: bool) -> None:
+    with session.locked({volume.id: EXCLUSIVE}) as locks:
+        session.engine.start("volume_delete", DeleteState(volume.id, force), object_id=volume.id, locks=locks)
+
+
+def delete_snapshot(session: Session, snapshot: Snapshot, *, force: bool = False) -> None:
+    with session.locked({snapshot.volume_id: EXCLUSIVE}) as locks:
+        with session.store.read() as tx:
+            volume = volumes.get(tx, snapshot.volume_id)
+        state = SnapshotDeleteState(snapshot.id, volume.id, volume.backend, force)
+        session.engine.start("snapshot_delete", state, object_id=snapshot.id, locks=locks)
+
+
+def revert(session: Session, ref: str, snapshot: str) -> Volume:
+    """Make the volume read as its snapshot; its size stays."""
+    with session.store.read() as tx:
+        volume = refs.volume(tx, session.project, ref)
+        found = refs.snapshot(tx, session.project, snapshot)
+    state = RevertState(volume.id, found.id)
+    with session.locked({volume.id: EXCLUSIVE}) as locks:
+        session.engine.start("volume_revert", state, object_id=volume.id, locks=locks)
+    return find(session, volume.id)
+
+
+def tree(session: Session, ref: str | None) -> list[TreeNode]:
+    """Volumes with their snapshots, and what was made from them; all of the project without `ref`."""
+    with session.store.read() as tx:
+        if ref is not None:
+            return [_node(tx, refs.volume(tx, session.project, ref))]
+        every = volumes.listing(tx, project=session.project, equal={}, sort="created_at", descending=False)
+        roots = [volume for volume in every if not _has_parent(tx, volume)]
+        return [_node(tx, volume) for volume in roots]
+
+
+def _has_parent(tx: Connection, volume: Volume) -> bool:
+    source = volume.source
+    if source.id is None or source.kind is SourceKind.IMAGE:
+        return False
+    found = snapshots.find(tx, source.id) if source.kind is SourceKind.SNAPSHOT else volumes.find(tx, source.id)
+    return found is not None
+
+
+def _node(tx: Connection, volume: Volume) -> TreeNode:
+    clones = [_node(tx, clone) for clone in volumes.children(tx, [volume.id])]
+    own = [_snapshot_node(tx, snapshot) for snapshot in snapshots.of_volume(tx, volume.id)]
+    return TreeNode("volume", volume.id, volume.name, volume.size, volume.status, (*own, *clones))
+
+
+def _snapshot_node(tx: Connection, snapshot: Snapshot) -> TreeNode:
+    clones = tuple(_node(tx, clone) for clone in volumes.children(tx, [snapshot.id]))
+    return TreeNode("snapshot", snapshot.id, snapshot.name, snapshot.size, snapshot.status, clones)
+
+
+def wait(session: Session, ref: str, status: str = "available") -> Volume | None:
+    """Until the volume has that status (`deleted`: until it is gone, then None).
+
+    `ConflictError` when it cannot come any more: it is in `error` and something else was waited for.
+    """
+    if status not in {*Status, *GONE}:
+        raise UsageError(f"{status!r} is not a status", hint=f"one of {', '.join([*Status, *GONE])}")
+    volume_id = find(session, ref).id
+    while True:
+        with session.store.read() as tx:
+            volume = volumes.find(tx, volume_id)
+        if volume is None and status in GONE:
+            return None
+        if volume is None:
+            raise NotFoundError(f"volume {ref} is gone", volume=volume_id)
+        if volume.status == status:
+            return volume
+        if volume.status in (Status.ERROR, Status.ERROR_DELETING) and status not in GONE:
+            raise ConflictError(f"volume {volume.label} is {volume.status}", volume=volume.id)
+        session.engine.settle(session.lives)
+        interrupt.pause(0.1)
