@@ -40,7 +40,8 @@ def quiet(done: int, total: int) -> None:
 
 
 class Conformance:
-    holds_files = True  # `path` is a file that others could open
+    holds_files = True  # the pool is a directory in which others may put files
+    stride = 1  # kill at every so many steps; more where the same code runs twice, or steps are slow
 
     def backend(self, directory: Path, database: str) -> Backend:
         raise NotImplementedError
@@ -296,8 +297,18 @@ class Conformance:
                 act(pool)
                 then(pool)
                 before(pool)
-                steps += 1
+                steps += self.stride
             assert steps > 5
+
+    def test_delete_takes_what_a_killed_revert_left(self, pool: Backend, snapshot: Object) -> None:
+        victim, steps = new(), 0
+        written(pool.writing, victim)
+        while self.killed_at(steps, pool, lambda pool: pool.revert(victim, snapshot, SIZE)):
+            pool.delete(victim)
+            assert len(pool.objects()) == len(os.listdir(pool.path(victim).parent)) - self.others(pool) == 2
+            written(pool.writing, victim)
+            steps += self.stride
+        assert steps > 5
 
     def repeatable(self, volume: Object, snapshot: Object) -> Iterator[tuple[Act, Act, Act]]:
         """What is there before each operation, the operation, what holds when it was killed and called again."""

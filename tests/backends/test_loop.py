@@ -28,6 +28,8 @@ class TestLoop(Conformance):
 
 
 class TestPreallocated(Conformance):
+    stride = 3
+
     def backend(self, directory: Path, database: str) -> Backend:
         return Loop(Setup("files", {"directory": str(directory), "preallocate": "falloc"}, database))
 
@@ -44,6 +46,8 @@ class TestPreallocated(Conformance):
 
 
 class TestOnReflinks(TestLoop):
+    stride = 2
+
     @pytest.fixture
     def directory(self, reflink_mount: Path) -> Iterator[Path]:
         directory = reflink_mount / str(uuid.uuid4())
@@ -224,7 +228,8 @@ def test_an_image_on_a_file_system_without_reflinks(tmp_path: Path) -> None:
 
 
 @needs_root
-def test_a_full_disk(tmp_path: Path) -> None:
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("volctl.files.sparse.ALLOCATE", MiB)  # so that the disk is full half-way
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(tmp_path)], check=True)
     try:
         pool, volume = make(tmp_path, preallocate="falloc"), new()

@@ -23,6 +23,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class TestShelf(Conformance):
+    stride = 3
+
     def backend(self, directory: Path, database: str) -> Backend:
         return load("shelf")(Setup("shelf", {"directory": str(directory)}, database))
 
