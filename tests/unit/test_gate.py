@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import random
 import socket
 import subprocess
 import time
@@ -263,3 +265,19 @@ def test_check_fits(disk: Path) -> None:
             check_fits(checked, corpus.DISK - 1)
     assert str(corpus.DISK) in caught.value.message and str(corpus.DISK - 1) in caught.value.message
     assert "24 MiB" in caught.value.message
+
+
+@pytest.mark.parametrize("name", ["qcow2-1.1", "qcow2-extended-l2", "vmdk-sparse", "vdi", "vhd-dynamic", "vhdx"])
+def test_bent_metadata_is_taken_or_refused_but_never_a_crash(name: str, folder: Path, disk: Path) -> None:
+    image = corpus.convert(disk, folder / "image", *corpus.ACCEPTED[name])
+    good = image.read_bytes()
+    numbers = random.Random(name)
+    for _ in range(25):
+        bent = bytearray(good)
+        for _ in range(numbers.choice((1, 3, 20))):
+            start = numbers.choice([at for at in (0, 512, 65536, 196608, 262144, 2 * corpus.MiB) if at < len(good)])
+            at = numbers.randrange(start, min(start + 1024, len(bent)))
+            bent[at] = numbers.choice((0, 1, 0x7F, 0xFF, numbers.randrange(256)))
+        corpus.text(image, bytes(bent))
+        with contextlib.suppress(ImageError), open_image(str(image)) as checked:
+            assert checked.virtual_size > 0

@@ -13,8 +13,8 @@ from volctl import interrupt
 from volctl.errors import ImageCorruptError, ImageUnsafeError
 from volctl.model import KiB, MiB
 
-SECONDS = 1.2  # of our own processor time for the tables of one image
-BYTES_PER_SECOND = 64 * 1024 * MiB  # an image that really holds much may take longer
+SECONDS = 0.8  # of our own processor time for the tables of one image
+BYTES_PER_SECOND = 2 * 1024 * MiB  # an image that really holds much may take longer
 PIECE = 512 * KiB
 
 
@@ -51,10 +51,7 @@ class Reader:
         width = 4 if code == "I" else 8
         self.reaches(offset + count * width, what)
         for start in range(0, count * width, PIECE):
-            table = array(code, self.read(offset + start, min(PIECE, count * width - start), what))
-            if big == (sys.byteorder == "little"):
-                table.byteswap()
-            yield table
+            yield unpack(code, self.read(offset + start, min(PIECE, count * width - start), what), big)
 
     def reaches(self, needed: int, what: str) -> None:
         """`ImageCorruptError` with both numbers unless the file is at least `needed` bytes long."""
@@ -70,3 +67,11 @@ class Reader:
 
     def unsafe(self, why: str) -> ImageUnsafeError:
         return ImageUnsafeError(f"the image {self.name} is refused: {why}")
+
+
+def unpack(code: str, raw: bytes, big: bool = False) -> array[int]:
+    """Unsigned integers of 32 (`I`) or 64 (`Q`) bits, little-endian unless `big`."""
+    table = array(code, raw)
+    if big == (sys.byteorder == "little"):
+        table.byteswap()
+    return table

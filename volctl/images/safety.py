@@ -13,7 +13,7 @@ from volctl.images.reader import BYTES_PER_SECOND
 from volctl.model import MiB
 
 MEMORY = 256 * MiB
-SECONDS = 2
+SECONDS = 1  # of processor time, more for what really holds much
 HEAD = 2 * MiB  # holds the longest descriptor of a VMDK
 FOOTER = 1536
 INSPECTED = ("qcow2", "vmdk")  # where format_inspector has checks at all
@@ -62,8 +62,7 @@ def ask_qemu(fd: int, path: str, format: str, layout: Layout, allocated: int) ->
 
 
 def _info(fd: int, path: str, driver: str) -> dict[str, Any]:
-    result = _run(fd, "info", driver, SECONDS)
-    _refuse_held(path, result)
+    result = _run(fd, path, "info", driver, SECONDS)
     if result.status:
         raise ImageCorruptError(f"the image {path} is corrupt: {_said(fd, result)}")
     parsed: dict[str, Any] = json.loads(result.out)
@@ -71,27 +70,25 @@ def _info(fd: int, path: str, driver: str) -> dict[str, Any]:
 
 
 def _check(fd: int, path: str, driver: str, seconds: int) -> None:
-    result = _run(fd, "check", driver, seconds)
-    _refuse_held(path, result)
-    if result.status < 0:
-        raise ImageUnsafeError(f"the image {path} cannot be checked within {seconds} s and {MEMORY // MiB} MiB")
+    result = _run(fd, path, "check", driver, seconds)
     if result.status in (NOT_DONE, CORRUPT):
         raise ImageCorruptError(f"the image {path} is corrupt: {_said(fd, result)}", hint="qemu-img check tells more")
     if result.status not in (0, LEAKS, NO_CHECK):
         raise command.failure("qemu-img", result)
 
 
-def _run(fd: int, verb: str, driver: str, seconds: int) -> command.Result:
+def _run(fd: int, path: str, verb: str, driver: str, seconds: int) -> command.Result:
+    """Its result; refused is what does not end within its limits, or is being written to."""
     limits = command.Limits(memory=MEMORY, cpu=seconds)
     source = f"/dev/fd/{fd}"
-    return command.run(
+    result = command.run(
         "qemu-img", verb, "--output=json", "-f", driver, source, ok=range(-64, 256), pass_fds=(fd,), limits=limits
     )
-
-
-def _refuse_held(path: str, result: command.Result) -> None:
-    if result.status > 0 and "lock" in result.err and "Is another process using the image" in result.err:
+    if result.status < 0:
+        raise ImageUnsafeError(f"the image {path} cannot be checked within {seconds} s and {MEMORY // MiB} MiB")
+    if result.status and "Is another process using the image" in result.err:
         raise InUseError(f"the image {path} is open for writing in another program", hint="stop the program first")
+    return result
 
 
 def _said(fd: int, result: command.Result) -> str:

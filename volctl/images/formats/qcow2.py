@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from volctl.images.formats.layout import Layout
-from volctl.images.reader import Reader
+from volctl.images.reader import Reader, unpack
 
 DIRTY, CORRUPT, DATA_FILE, COMPRESSION, EXTENDED_L2 = (1 << bit for bit in range(5))
 KNOWN = DIRTY | CORRUPT | DATA_FILE | COMPRESSION | EXTENDED_L2
@@ -41,12 +41,9 @@ class Header:
 def inspect(reader: Reader) -> Layout:
     """Refuses what names other files, what is encrypted, unknown, corrupt or cut off."""
     header = _header(reader)
-    known: dict[int, int] = {}
     data, last = 0, header.size // header.cluster // header.per_table
     for index, table in enumerate(_tables(reader, header)):
-        if table and table not in known:
-            known[table] = _table(reader, header, table, index == last)
-        data += known.get(table, 0)
+        data += _table(reader, header, table, index == last) if table else 0
     return Layout(header.size, min(data, header.size), check=not header.features & DIRTY)
 
 
@@ -91,29 +88,20 @@ def _tables(reader: Reader, header: Header) -> Iterator[int]:
 
 def _table(reader: Reader, header: Header, offset: int, last: bool) -> int:
     """The bytes of guest data behind one L2 table, whose extents all lie inside the file."""
-    width = header.cluster // header.per_table // 8
-    if not any(reader.read(offset, header.cluster, "L2 table")):
+    raw = reader.read(offset, header.cluster, "L2 table")
+    if raw.count(0) == len(raw):
         return 0
-    data, start = 0, 0
-    for entries in reader.words("Q", offset, header.per_table * width, "L2 table", big=True):
-        if width == 2:
-            data += _extended(reader, header, entries)
-        else:
-            data += _standard(reader, header, entries, _partial(header, start) if last else None)
-        start += len(entries)
-    return data
-
-
-def _partial(header: Header, start: int) -> int | None:
-    """Where in a piece of the last L2 table the disk's last cluster is, if only part of it is used."""
-    if not header.size % header.cluster:
-        return None
-    return header.size // header.cluster % header.per_table - start
+    entries = unpack("Q", raw, big=True)
+    if header.features & EXTENDED_L2:
+        return _extended(reader, header, entries)
+    partial = header.size // header.cluster % header.per_table if last and header.size % header.cluster else None
+    return _standard(reader, header, entries, partial)
 
 
 def _standard(reader: Reader, header: Header, entries: array[int], partial: int | None) -> int:
+    """`partial` is the entry of the disk's last cluster if the disk ends inside it."""
     zero = ZERO if header.version == 3 else 0
-    if partial is not None and 0 <= partial < len(entries) and not entries[partial] & (COMPRESSED | zero):
+    if partial is not None and not entries[partial] & (COMPRESSED | zero):
         host = entries[partial] & OFFSET
         reader.reaches(host + header.size % header.cluster if host else 0, "last cluster")
         entries[partial] = min(host, header.cluster)  # still counts, and lies inside
