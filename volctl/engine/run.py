@@ -52,12 +52,10 @@ class Run(Generic[E, S]):
         """May what failed be tried elsewhere? Not for the dead, and not over storage left behind."""
         return self.cause is not None and self.cause.retryable
 
-    def cast(self, tx: Connection, name: str, state: object) -> None:
-        """Hand over to another flow: it is a row of this transaction, so it is neither lost nor doubled."""
+    def cast(self, name: str, state: object) -> None:
+        """Hand over to another flow: a row of the same transaction, so it is neither lost nor doubled."""
         flow = self.engine.flows[name]
-        cast = Run(self.engine, flow, state, self.request, self.object_id, self.locks, parent_id=self.id)
-        cast.save(tx, journal.RUNNING)
-        self.next = cast
+        self.next = Run(self.engine, flow, state, self.request, self.object_id, self.locks, parent_id=self.id)
 
     def save(self, tx: Connection, phase: str) -> None:
         """Write the flow's row: its state, and with the last phase its end."""
@@ -66,7 +64,12 @@ class Run(Generic[E, S]):
             values["ended_at"] = now()
         if self.persisted:
             journal.update_flow(tx, self.id, **values)
-            return
+        else:
+            self._insert(tx, values)
+        if self.next is not None:
+            self.next.save(tx, journal.RUNNING)
+
+    def _insert(self, tx: Connection, values: Json) -> None:
         row = {
             "id": self.id,
             "name": self.flow.name,

@@ -71,7 +71,7 @@ class VolumeCastTask(CreateTask):
     """Casts the scheduler flow, as a row of this transaction."""
 
     def record(self, tx: Connection, run: CreateRun) -> None:
-        run.cast(tx, "volume_create_scheduler", run.state)
+        run.cast("volume_create_scheduler", run.state)
 
 
 FLOW = Flow(

@@ -43,7 +43,7 @@ class OnFailureRescheduleTask(CreateTask):
         volumes.change(tx, state.volume_id, attempts=attempts, promised=0)
         if run.forgiving and len(state.failures) < state.max_attempts:
             volumes.transition(tx, state.volume_id, IN_FLIGHT, Status.CREATING, run.request, backend=None)
-            run.cast(tx, "volume_create_scheduler", state)
+            run.cast("volume_create_scheduler", state)
 
 
 class ExtractVolumeSpecTask(CreateTask):

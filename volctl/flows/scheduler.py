@@ -59,7 +59,7 @@ class ScheduleCreateVolumeTask(CreateTask):
             explanation=to_json(explanation),
             promised=found.promise(state.backend, state),
         )
-        run.cast(tx, "volume_create_manager", state)
+        run.cast("volume_create_manager", state)
 
 
 def not_scheduled(tx: Connection, run: CreateRun) -> None:
