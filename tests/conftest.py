@@ -97,6 +97,15 @@ def as_user(request: pytest.FixtureRequest) -> Iterator[Volctl]:
     shutil.rmtree(home)
 
 
+@pytest.fixture
+def without_root() -> Iterator[None]:
+    """The test's own process has an ordinary user's rights on files, as long as the test runs."""
+    before = os.geteuid()
+    os.seteuid(NOBODY if IS_ROOT else before)
+    yield
+    os.seteuid(before)
+
+
 @pytest.fixture(scope="session")
 def user_python() -> Iterator[tuple[list[str], str]]:
     """A command line that is Python as an ordinary user, and its PYTHONPATH.
