@@ -14,6 +14,7 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,13 +98,15 @@ def as_user(request: pytest.FixtureRequest) -> Iterator[Volctl]:
     shutil.rmtree(home)
 
 
-@pytest.fixture
+@contextmanager
 def without_root() -> Iterator[None]:
-    """The test's own process has an ordinary user's rights on files, as long as the test runs."""
+    """The test's own process has an ordinary user's rights on files inside the block."""
     before = os.geteuid()
     os.seteuid(NOBODY if IS_ROOT else before)
-    yield
-    os.seteuid(before)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
 
 
 @pytest.fixture(scope="session")
