@@ -19,19 +19,20 @@ from types import FrameType
 from volctl.errors import Cancelled, TimedOut
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-UNDO_GRACE = 8.0  # seconds an undo may take after --timeout ran out; SPEC allows the command 10
+GRACE = 6.0  # seconds an undo may take after --timeout ran out; SPEC allows the command 10
 
 _signum: int | None = None
 _deadline: float | None = None
 _timeout: float | None = None
 _deaf = False
+_heard = False
 end_children: Callable[[], None] = lambda: None
 
 
 def install(timeout: float | None = None) -> None:
     """Begin to listen for signals; `timeout` is in seconds from now."""
-    global _signum, _deadline, _timeout, _deaf
-    _signum, _deaf, _timeout = None, False, timeout
+    global _signum, _deadline, _timeout, _deaf, _heard
+    _signum, _deaf, _heard, _timeout = None, False, False, timeout
     _deadline = None if timeout is None else time.monotonic() + timeout
     for signum in SIGNALS:
         if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup stays nohup
@@ -58,11 +59,17 @@ def _say(line: str) -> None:
 
 
 def check() -> None:
-    """Raise `Cancelled` after a signal and `TimedOut` after the deadline."""
-    if _signum is not None and not _deaf:
+    """Raise `Cancelled` after a signal and `TimedOut` after the deadline.
+
+    Each is raised once: from then on the command is on its way out, with `GRACE` seconds for its undo.
+    """
+    global _heard, _deadline
+    if _signum is not None and not _heard and not _deaf:
+        _heard, _deadline = True, time.monotonic() + GRACE
         raise Cancelled(_signum)
     if _deadline is not None and time.monotonic() > _deadline:
-        raise TimedOut(f"not done within {_timeout:g} s")
+        _deadline = time.monotonic() + GRACE
+        raise TimedOut(f"not done within {_timeout:g} s" if _timeout is not None else f"no end within {GRACE:g} s")
 
 
 def remaining() -> float | None:
@@ -81,16 +88,15 @@ def pause(seconds: float) -> None:
 
 @contextmanager
 def undoing() -> Iterator[None]:
-    """The cause is known and being undone: one signal is not heard again, and a fresh grace runs."""
+    """A failure is being undone: a signal is not heard inside, and there are at least `GRACE` seconds."""
     global _deaf, _deadline
-    before = _deaf, _deadline
-    _deaf = True
-    if _timeout is not None or _signum is not None:
-        _deadline = time.monotonic() + UNDO_GRACE
+    before, _deaf = _deaf, True
+    if _deadline is not None:
+        _deadline = max(_deadline, time.monotonic() + GRACE)
     try:
         yield
     finally:
-        _deaf, _deadline = before
+        _deaf = before
 
 
 @contextmanager

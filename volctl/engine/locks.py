@@ -137,8 +137,9 @@ def released(locks: LockSet, lives: Callable[[str], bool]) -> Iterator[LockSet]:
         yield locks
     finally:
         try:
-            for name, mode in locks.names.items():
-                if mode == EXCLUSIVE and not lives(name):
-                    locks.gone(name)
+            with interrupt.undoing():
+                for name, mode in locks.names.items():
+                    if mode == EXCLUSIVE and not lives(name):
+                        locks.gone(name)
         finally:
             locks.close()

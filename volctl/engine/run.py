@@ -125,14 +125,19 @@ class Engine(Generic[E]):
         try:
             self._forward(run, 0)
         except Exception as error:
-            phase = self._phase(run.id)
-            if phase is None:
-                raise  # nothing of it was written
-            if phase == journal.DONE:
-                return None  # what failed came after the last commit
-            self._fail(run, error)
-            return None if run.next else error
+            with interrupt.undoing():
+                return self._failed(run, error)
         return None
+
+    def _failed(self, run: Run[E, Any], error: Exception) -> BaseException | None:
+        phase = self._phase(run.id)
+        if phase is None:
+            run.next = None
+            return error  # nothing of it was written
+        if phase == journal.DONE:
+            return None  # what failed came after the last commit
+        self._fail(run, error)
+        return None if run.next else error
 
     def _phase(self, flow_id: str) -> str | None:
         with self.store.read() as tx:
@@ -196,11 +201,10 @@ class Engine(Generic[E]):
 
     def _undo(self, run: Run[E, Any], cause: Cause) -> None:
         """Back from what the journal holds; `run.next` is set if the request was cast again."""
-        with interrupt.undoing():
-            lines = self._begin_undo(run, cause)
-            failed = self._revert(run, lines)
-            with self.store.write() as tx:
-                self._close(tx, run, lines, failed)
+        lines = self._begin_undo(run, cause)
+        failed = self._revert(run, lines)
+        with self.store.write() as tx:
+            self._close(tx, run, lines, failed)
         for name in failed.values():
             self.warn(f"{name} could not be undone; it is kept as stuck flow {run.id}")
 
@@ -272,7 +276,7 @@ class Engine(Generic[E]):
 
     def _stick(self, run: Run[E, Any], cause: Cause) -> None:
         """Work that must be completed failed: keep it, and try again later."""
-        with interrupt.undoing(), self.store.write() as tx:
+        with self.store.write() as tx:
             row = journal.load(tx, run.id)
             run.cause = cause
             self._mark_stuck(tx, run)
@@ -348,16 +352,13 @@ class Engine(Generic[E]):
         run.cause = journal.cause_of(row)
         return run
 
-    def abandon(self, flow_id: str) -> None:
-        """Close a flow without undoing or completing it; its lines stay for `flow show`."""
+    def abandon(self, flow_id: str, close: Callable[[Connection, RowMapping], None]) -> None:
+        """End a flow without undoing or completing it; its lines stay. `close` puts the object's rows right."""
         with self.store.write() as tx:
             row = journal.load(tx, flow_id)
             if row is None or row["ended_at"]:
                 raise ConflictError(f"flow {flow_id} has ended already")
-            if self._known(row):
-                run = self._restore(row)
-                run.cause = run.cause or Cause("conflict", "abandoned by the operator")
-                run.flow.on_stuck(tx, run)
+            close(tx, row)
             journal.update_flow(tx, flow_id, phase=journal.ABANDONED, ended_at=now())
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from volctl.db import quotas, snapshots, volumes
 from volctl.engine import journal
 from volctl.errors import AmbiguousError, ConflictError, NotFoundError, VolctlError
 from volctl.flows import refs
-from volctl.model import FlowDetails, FlowRun
+from volctl.model import FlowDetails, FlowRun, Status
 from volctl.service.session import Session
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, RowMapping
 
 DEFAULT_LIMIT = 50
+IN_BETWEEN = tuple(set(Status) - {Status.AVAILABLE, Status.IN_USE, Status.ERROR, Status.ERROR_DELETING})
 
 
 def list_(session: Session, *, limit: int | None = None, all_: bool = False) -> list[FlowRun]:
@@ -74,8 +76,19 @@ def abandon(session: Session, ref: str) -> FlowRun:
     """End an unfinished flow as it is; what it left on its backend is the operator's from now on."""
     row = _open(session, ref)
     with session.locked(row["locks"]):
-        session.engine.abandon(row["id"])
+        session.engine.abandon(row["id"], _close)
     return _run(session, row["id"])
+
+
+def _close(tx: Connection, row: RowMapping) -> None:
+    """What was in the middle of something is in `error`; a reservation of the flow is given back."""
+    quotas.release(tx, row["state"].get("reservation"))
+    fault = {"code": "conflict", "message": f"flow {row['id']} ({row['name']}) was abandoned by the operator"}
+    volume, snapshot = volumes.find(tx, row["object_id"]), snapshots.find(tx, row["object_id"])
+    if volume is not None and volume.status in IN_BETWEEN:
+        volumes.transition(tx, volume.id, IN_BETWEEN, Status.ERROR, row["request"], fault=fault, promised=0)
+    if snapshot is not None and snapshot.status in IN_BETWEEN:
+        snapshots.transition(tx, snapshot.id, IN_BETWEEN, Status.ERROR, row["request"], fault=fault)
 
 
 def _open(session: Session, ref: str) -> RowMapping:
