@@ -40,13 +40,13 @@ def qemu_img(*args: str | Path) -> None:
 
 
 def raw(path: Path, size: int = DISK) -> Path:
-    """A sparse disk: data that does not compress at its start, inside and at its end."""
+    """A sparse disk: data that compresses to about a half at its start, inside and at its end."""
     numbers = random.Random(7)
     with path.open("wb") as file:
         file.truncate(size)
         for offset, length in ((0, 300_000), (9 * MiB, 200_000), (size - 70_000, 70_000)):
             file.seek(offset)
-            file.write(numbers.randbytes(length))
+            file.write(numbers.randbytes(length // 2).hex().encode())
     return path
 
 
@@ -184,6 +184,7 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "unknown compression": (lambda d: patch(patch(_qcow2(d), 72, struct.pack(">Q", 8)), 104, b"\x07"), "image_unsafe"),
     "qcow2 version 9": (lambda d: patch(_qcow2(d), 4, struct.pack(">I", 9)), "image_unsafe"),
     "corrupt bit": (lambda d: patch(_qcow2(d), 72, struct.pack(">Q", 2)), "image_corrupt"),
+    "refcounts of zero": (lambda d: patch(_qcow2(d), 0x20000, bytes(4096)), "image_corrupt"),
     "1 EiB header": (_huge, "image_corrupt"),
     "100 bytes of qcow2": (lambda d: cut(_qcow2(d), 100), "image_corrupt"),
     "4 bytes of qcow2": (lambda d: cut(_qcow2(d), 4), "image_corrupt"),

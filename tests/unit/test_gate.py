@@ -82,8 +82,9 @@ def test_truncated(name: str, folder: Path, disk: Path) -> None:
     """Cut at many points, down to a byte, a sector and less than a cluster before the end."""
     image = corpus.convert(disk, folder / "image", *corpus.ACCEPTED[name])
     length = image.stat().st_size
-    whole = length if name != "vmdk-stream" else length - 511  # the last grain is padded to a sector
-    points = [whole - 1, length - 512, length - 4096, length - 30_000, length // 2, length // 10, 70_000, 600]
+    if name == "vmdk-stream":
+        length = len(image.read_bytes().rstrip(b"\0"))  # qemu-img fills up the last grain with zeros
+    points = [length - 1, length - 512, length - 4096, length - 30_000, length // 2, length // 10, 70_000, 600]
     for point in sorted({point for point in points if 0 < point < length}, reverse=True):
         corpus.cut(image, point)
         with pytest.raises(ImageError) as caught:
