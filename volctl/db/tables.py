@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, Boolean, Column, ForeignKey, Index, Integer, MetaData, String, Table, text
+from sqlalchemy import JSON, Boolean, Column, ForeignKey, Index, Integer, MetaData, String, Table
 
 metadata = MetaData()
 
@@ -140,9 +140,9 @@ flows = Table(
     Column("next_try", String),
     Column("started_at", String, nullable=False),
     Column("ended_at", String),
-    Index("flows_open", "number", sqlite_where=text("ended_at IS NULL"), postgresql_where=text("ended_at IS NULL")),
     Index("flows_object", "object_id"),
-    Index("flows_ended", "ended_at"),
+    # also finds the open ones (null), oldest first; a partial index would import the dialect of PostgreSQL
+    Index("flows_ended", "ended_at", "number"),
     sqlite_autoincrement=True,
 )
 
