@@ -14,9 +14,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Literal
 
-KiB = 1024
-MiB = 1024**2
-GiB = 1024**3
+KiB, MiB, GiB = 1024, 1024**2, 1024**3
 MAX_SIZE = 8 * 1024**6 - 1
 
 Json = dict[str, Any]
@@ -75,8 +73,19 @@ class Attachment:
     attached_at: str
 
 
+class _Labelled:
+    __slots__ = ()
+    id: str
+    name: str | None
+
+    @property
+    def label(self) -> str:
+        """What a sentence calls it: the name, else the id."""
+        return self.name or self.id
+
+
 @dataclass(frozen=True, slots=True)
-class Volume:
+class Volume(_Labelled):
     id: str
     name: str | None
     project: str
@@ -97,14 +106,9 @@ class Volume:
     available_at: str | None
     updated_at: str
 
-    @property
-    def label(self) -> str:
-        """What a sentence calls it: the name, else the id."""
-        return self.name or self.id
-
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(_Labelled):
     id: str
     name: str | None
     project: str
@@ -116,14 +120,9 @@ class Snapshot:
     created_at: str
     description: str | None = None
 
-    @property
-    def label(self) -> str:
-        """What a sentence calls it: the name, else the id."""
-        return self.name or self.id
-
 
 @dataclass(frozen=True, slots=True)
-class Image:
+class Image(_Labelled):
     """A registered image. `size` is the file's length, `virtual_size` the guest disk's, in bytes.
 
     `location` is an absolute path or `volume:ID`. `sha256` is null until somebody asked for it.
@@ -140,11 +139,6 @@ class Image:
     properties: dict[str, str]
     status: str
     created_at: str
-
-    @property
-    def label(self) -> str:
-        """What a sentence calls it: the name, else the id."""
-        return self.name or self.id
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,17 +356,9 @@ def round_up(size: int, granule: int) -> int:
 
 def format_size(size: int) -> str:
     """`10 GiB`, `1.5 MiB`, `700 bytes`: for people, exact where it can be."""
-    for unit, factor in (
-        ("EiB", 1024**6),
-        ("PiB", 1024**5),
-        ("TiB", 1024**4),
-        ("GiB", GiB),
-        ("MiB", MiB),
-        ("KiB", KiB),
-    ):
-        if size >= factor:
-            number = f"{size / factor:.2f}".rstrip("0").rstrip(".")
-            return f"{number} {unit}"
+    for power, unit in zip(range(6, 0, -1), ("EiB", "PiB", "TiB", "GiB", "MiB", "KiB"), strict=True):
+        if size >= 1024**power:
+            return f"{size / 1024**power:.2f}".rstrip("0").rstrip(".") + f" {unit}"
     return f"{size} bytes"
 
 
