@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from volctl.cli import words
+from volctl.cli import stdout, words
 from volctl.cli.options import common, typer_app, verb, whole
 from volctl.cli.output import View, view
 from volctl.cli.session import confirm, session
@@ -46,6 +46,7 @@ def show(
         found = flows.show(s, ref)
     if common(ctx).output == "table" and not common(ctx).columns:
         shown.one({key: value for key, value in to_json(found).items() if key != "tasks"})
+        stdout.write("\n")
         View(common(ctx), TASK_COLUMNS, TASK_COLUMNS).many(found.tasks)
     else:
         shown.one(found)

@@ -92,7 +92,8 @@ class View:
             for key in keys:
                 _attempt(key, act, done, failed)
         finally:  # also when a signal ends the loop: what was done is told
-            self.many(value for value in done if value is not None)
+            if not done or done[0] is not None:  # to delete gives nothing to show
+                self.many(done)
         if failed:
             message = f"{len(failed)} of {len(keys)} failed"
             raise PartialError(message, details={"failed": failed, "done": len(done)})
