@@ -41,7 +41,7 @@ def init(ctx: typer.Context, name: words.Name) -> None:
     from volctl.service import backends
 
     shown = view(ctx, ("name", "done"))
-    confirm(ctx, lambda s: planned(name, backends.init_plan(s, name)))
+    confirm(ctx, lambda s: (planned(name, backends.init_plan(s, name)), []), [])
     with session(ctx) as s:
         shown.one({"name": name, "done": backends.init(s, name)})
 

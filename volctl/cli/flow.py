@@ -66,7 +66,7 @@ def retry(ctx: typer.Context, flow: Id) -> None:
 def abandon(ctx: typer.Context, flow: Id) -> None:
     """Give a stuck flow up; what it left on the backend is yours to clean."""
     shown = view(ctx, "FlowRun", COLUMNS)
-    confirm(ctx, lambda s: f"This gives flow {flow} up; what it left on its backend stays there.")
+    confirm(ctx, lambda s: (f"This gives flow {flow} up; what it left on its backend stays there.", []), [])
     with session(ctx) as s:
         from volctl.service import flows
 
