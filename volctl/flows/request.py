@@ -296,8 +296,8 @@ def as_row(state: CreateState) -> Json:
     }
 
 
-def check_quota(tx: Connection, env: Context, state: CreateState) -> None:
-    """What the api flow would say of the quota; reserves nothing."""
+def check_quota(tx: Connection, env: Context, state: CreateState, count: int) -> None:
+    """What the api flow would say of the quota for so many such volumes; reserves nothing."""
     quota = env.quota(state.project)
     quota.check_size(tx, state.size)
-    quota.check(tx, Usage(volumes=1, gigabytes=state.size), state.type)
+    quota.check(tx, Usage(volumes=count, gigabytes=count * state.size), state.type)
