@@ -134,6 +134,10 @@ def test_an_explanation_without_a_backend_is_shown_and_fails(say: Any) -> None:
     code, out, _ = say("create", "--dry-run", "--size", "1")
     assert code == 0
     assert out.startswith("1 GiB: local\n")
+    several = json.loads(say("create", "w", "--dry-run", "--size", "1", "--count", "2", "--json")[1])
+    assert [explanation["chosen"] for explanation in several] == ["local", "local"]
+    say("create", "w-2", "--size", "10M")
+    assert say("create", "w", "--dry-run", "--size", "1", "--count", "2")[0] == 5
 
 
 def test_every_reading_command_in_every_format(say: Any, tmp_path: Path) -> None:
