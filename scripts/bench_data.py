@@ -18,7 +18,7 @@ BATCH = 10_000
 
 
 def fill(database: Path, count: int) -> None:
-    """Bring the database to `count` volumes, each with an ended flow and two events, copied from one that is there."""
+    """Bring the database to `count` volumes, of 1 MiB (they must pass the scheduler) with an ended flow and two events each."""
     with closing(sqlite3.connect(database)) as connection, connection:
         connection.row_factory = sqlite3.Row
         have = connection.execute("SELECT count(*) FROM volumes").fetchone()[0]
@@ -28,7 +28,7 @@ def fill(database: Path, count: int) -> None:
         del flow["number"], event["id"]
         for first in range(have, count, BATCH):
             ids = {f"fill-{number}": str(uuid.uuid4()) for number in range(first, min(first + BATCH, count))}
-            _copies(connection, "volumes", [volume | {"id": id, "name": name} for name, id in ids.items()])
+            _copies(connection, "volumes", [volume | {"id": id, "name": name, "size": MiB} for name, id in ids.items()])
             _copies(connection, "flows", [flow | {"id": str(uuid.uuid4()), "object_id": id} for id in ids.values()])
             _copies(connection, "events", [event | {"object": id} for id in ids.values() for _ in range(2)])
 
