@@ -15,7 +15,7 @@ from sqlalchemy import Connection, RowMapping
 from volctl import interrupt
 from volctl.db import store as db
 from volctl.engine import journal
-from volctl.engine.locks import LockDirectory, LockSet, released
+from volctl.engine.locks import LockDirectory, LockSet
 from volctl.engine.task import DIED, Cause, Direction, E, Flow, S, Task
 from volctl.errors import INTERRUPTIONS, ConflictError, InternalError, VolctlError
 from volctl.model import Json, now
@@ -292,11 +292,8 @@ class Engine(Generic[E]):
 
     # -- what others left
 
-    def settle(self, lives: Callable[[str], bool]) -> list[str]:
-        """Undo or complete every flow whose command is gone; one sentence for each.
-
-        `lives` says whether the object of a lock is still there (else its lock file goes).
-        """
+    def settle(self) -> list[str]:
+        """Undo or complete every flow whose command is gone; one sentence for each."""
         with self.store.read() as tx:
             rows = journal.unfinished(tx)
         said = []
@@ -305,8 +302,9 @@ class Engine(Generic[E]):
             locks = self.locks.try_acquire(row["locks"])
             if locks is None:
                 continue  # its owner lives
-            with released(locks, lives):
+            with locks:
                 said.append(self.resume(row["id"]))
+        self.locks.sweep()
         return [line for line in said if line]
 
     def resume(self, flow_id: str) -> str:

@@ -122,7 +122,7 @@ def _awaited(session: Session, wanted: CreateRequest, busy: Volume) -> Volume | 
     """The volume of that name when whoever works on it is done or gone."""
     with session.locked({busy.id: EXCLUSIVE}):
         pass
-    for line in session.engine.settle(session.lives):
+    for line in session.engine.settle():
         session.watcher.warn(f"settled: {line}")
     found = _named(session, wanted)
     if found is not None and (found.status, found.updated_at) == (busy.status, busy.updated_at):
@@ -395,5 +395,5 @@ def wait(session: Session, ref: str, status: str = "available") -> Volume | None
             return volume
         if volume.status in (Status.ERROR, Status.ERROR_DELETING) and status not in GONE:
             raise ConflictError(f"volume {volume.label} is {volume.status}", volume=volume.id)
-        session.engine.settle(session.lives)
+        session.engine.settle()
         interrupt.pause(0.1)
