@@ -101,8 +101,9 @@ def _own_words(env: Context, state: CreateState, request: CreateRequest) -> None
         state.size = usage(parse_size, request.size)
     elif state.kind is SourceKind.BLANK:
         raise UsageError("a blank volume needs a size", hint="say --size, such as --size 10 for 10 GiB")
-    if (request.checksum or request.image_format != "auto") and request.from_image is None:
-        raise UsageError("--checksum and --image-format go with --from-image")
+    of_image = request.checksum is not None or request.image_format != "auto" or request.allow_device
+    if of_image and request.from_image is None:
+        raise UsageError("--checksum, --image-format and --allow-device go with --from-image")
 
 
 def _check_name(tx: Connection, state: CreateState) -> None:
