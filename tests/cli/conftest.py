@@ -55,11 +55,11 @@ class Cli:
 
     def json(self, *args: str | Path, status: int = 0) -> Any:
         """What a command prints with `--json`."""
-        return self(*args, "--json", status=status).json()
+        return self("--json", *args, status=status).json()
 
     def error(self, status: int, code: str, *args: str | Path) -> Any:
         """The error of a command that must fail; stdout stays empty."""
-        ran = self(*args, "--json", status=status)
+        ran = self("--json", *args, status=status)
         assert ran.out == ""
         error = json.loads(ran.err.splitlines()[-1])["error"]
         assert list(error) == ERROR
