@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from volctl.db import images, snapshots, types, volumes
 from volctl.db.quotas import Usage
 from volctl.errors import ConfigError, ConflictError, ExistsError, ImageUnsafeError, NotFoundError, UsageError
-from volctl.flows import refs
+from volctl.flows import pools, refs
 from volctl.flows.context import Context
 from volctl.flows.create import CreateState
 from volctl.images.gate import CheckedImage, check_fits
@@ -73,6 +73,7 @@ def resolve(env: Context, state: CreateState) -> None:
     """Fill the request spec, or raise what is wrong with the request."""
     request = CreateRequest(**state.request)
     _own_words(env, state, request)
+    pools.check(env)
     with env.store.read() as tx:
         _check_name(tx, state)
         volume, wanted, least = _source(tx, state)
