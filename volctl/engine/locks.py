@@ -12,6 +12,7 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -123,7 +124,8 @@ class LockDirectory:
             return os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            self._own(path)
+            with suppress(FileNotFoundError):  # another command swept it meanwhile: `_lock` sees that, too
+                self._own(path)
             return descriptor
 
 
