@@ -109,7 +109,14 @@ def _default_state() -> Path:
 
 def _xdg(variable: str, fallback: str) -> Path:
     value = os.environ.get(variable, "")
-    return Path(value) if value.startswith("/") else Path.home() / fallback
+    return Path(value) if value.startswith("/") else _home() / fallback
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        raise ConfigError("this user has no home directory", hint="say HOME=DIR, or VOLCTL_STATE_DIR=DIR") from error
 
 
 def load(where: Places) -> Config:

@@ -45,7 +45,8 @@ def at_once(cli: Cli, volctl: Volctl, commands: list[list[str]]) -> tuple[list[i
     done = subprocess.run(argv, env=volctl.environment, capture_output=True, text=True, check=True, timeout=300)
     numbers = range(len(commands))
     read = [[(logs / f"{number}.{name}").read_text() for number in numbers] for name in ("out", "err")]
-    return json.loads(done.stdout), *read
+    codes: list[int] = json.loads(done.stdout)
+    return codes, *read
 
 
 def consistent(cli: Cli) -> list[Any]:

@@ -428,3 +428,15 @@ def test_the_next_backend_gets_it(cli: Cli) -> None:
     left = cli.json("show", "w")
     assert (left["status"], left["id"]) == ("error", error["volume"])
     assert [attempt["backend"] for attempt in left["attempts"]] == ["bad"]
+
+
+@pytest.mark.parametrize(("redirect", "status"), [("> /dev/full", 1), (">&-", 1), ("| true; exit ${PIPESTATUS[0]}", 0)])
+def test_the_outcome_does_not_depend_on_stdout(redirect: str, status: int, cli: Cli, volctl: Volctl) -> None:
+    import subprocess
+    import sys
+
+    command = f'"{sys.executable}" -m volctl create v --size 1M --json {redirect}'
+    done = subprocess.run(["bash", "-c", command], env=volctl.environment, capture_output=True, text=True, check=False)
+    assert done.returncode == status
+    assert len(done.stderr.splitlines()) == (2 if status else 0), done.stderr  # the sentence, and its JSON
+    assert cli.json("show", "v")["status"] == "available"
