@@ -6,9 +6,7 @@ known one. Options that only a backend knows are left to it (`BackendConfig.opti
 
 from __future__ import annotations
 
-import difflib
 import os
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -135,6 +133,8 @@ def load(where: Places) -> Config:
 
 
 def _read(path: Path) -> Json:
+    import tomllib
+
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except PermissionError as error:
@@ -147,7 +147,9 @@ def _read(path: Path) -> Json:
 
 def unknown_key(key: str, known: list[str], where: str) -> str:
     """The sentence about a key that nobody knows, with the nearest that somebody does."""
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    from difflib import get_close_matches
+
+    near = get_close_matches(key, known, n=1, cutoff=0.5)
     return f"unknown key {key!r}{where}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}")
 
 
