@@ -108,6 +108,11 @@ class Rig:
             assert done.status == status, f"{' '.join(argv)}: exit {done.status}, not {status}\n{done.err}"
         return done
 
+    def bare(self, config: Path, *argv: str, **order: Any) -> Ended:
+        """The same with a configuration of one's own."""
+        env = {"VOLCTL_STATE_DIR": str(self.state), "VOLCTL_CONFIG": str(config)}
+        return self.join(self.zygote.start({"argv": argv, "env": env, **order}))
+
     def order(self, pool: str, **fail: Any) -> None:
         """What calls of a fake pool shall fail from now on (see `backends.fake`)."""
         (self.pools[pool] / "fail").write_text(json.dumps(fail))

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests import oracle
-from tests.engine.crash import KILLED, Ended, Rig
+from tests.engine.crash import KILLED, Ended, Rig, Zygote, scratch
 from tests.oracle import Content
 
 Verdict = Callable[[Rig, Ended, Ended], str | None]
@@ -234,3 +235,28 @@ def test_a_settle_that_is_killed_is_settled_by_the_next(world: Rig, name: str) -
                     wrong[f"{died.points[-1]}, then {settling.points[-1]}"] = found
     assert not wrong, "\n".join(f"{where}: {found}" for where, found in wrong.items())
     assert cases >= 15
+
+
+def test_a_first_run_that_is_killed_is_begun_again_by_the_next(zygote: Zygote) -> None:
+    """No state directory, no configuration: the database, the built-in loop backend, the volume."""
+    with scratch() as root:
+        (root / "empty.toml").touch()
+        wrong, number = {}, 0
+        while True:
+            number += 1
+            first = Rig(zygote, root / str(number), {}, names=("local",))
+            died = first.bare(root / "empty.toml", "create", "v", "--size", "3M", files=True, die_at=number)
+            if died.status != KILLED:
+                break
+            if found := _first_run(first, root / "empty.toml", died):
+                wrong[f"{number}: {died.points[-1]}"] = found
+        assert died.status == 0 and number > 25
+        assert not wrong, "\n".join(f"{where}: {found}" for where, found in wrong.items())
+
+
+def _first_run(rig: Rig, config: Path, died: Ended) -> list[str]:
+    again = rig.bare(config, "create", "v", "--size", "3M", "--if-absent", "--json")
+    if again.status:
+        return [f"exit {again.status}: {again.err}"]
+    found = oracle.check(oracle.World(rig.state, {"local": rig.state / "volumes"}))
+    return found if again.json()["status"] == "available" else [*found, again.out]
