@@ -82,6 +82,13 @@ def failed(rig: Rig, died: Ended, whole: Ended) -> str | None:
     return None if row and row["status"] == "error" else f"there is {row}"
 
 
+def each_for_itself(rig: Rig, died: Ended, whole: Ended) -> str | None:
+    """Of several, at most one is in `error`: the last that was begun."""
+    states = [row["status"] for name in ("v-1", "v-2") if (row := rig.volume(name))]
+    allowed: tuple[list[str], ...] = [], ["error"], ["available"], ["available", "error"], ["available", "available"]
+    return None if states in allowed else f"there are {states}"
+
+
 def cancelled(rig: Rig, died: Ended, whole: Ended) -> str | None:
     """A create that was cancelled leaves nothing once its undo was begun; before, it died like any other."""
     row = rig.volume("v")
@@ -167,6 +174,7 @@ CASES = {
     "clone-fails": Case("create v --from-volume src", failed, 28, a_fails_late, status=6),
     "interrupted": Case("create v --size 3M", cancelled, 16, order=INTERRUPT, status=130),
     "timed-out": Case("create v --size 3M", cancelled, 16, order=EXPIRE, status=124),
+    "several": Case("create v --size 3M --count 2", each_for_itself, 28),
     "delete": Case("delete bystander -y", deleted, 9),
     "delete-cascade": Case("delete src --cascade -y", cascaded, 24),
     "extend": Case("extend src 5M", extended, 7),
@@ -206,7 +214,15 @@ def after(rig: Rig, case: Case, died: Ended, whole: Ended) -> list[str]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_killed_at_any_point_the_next_command_finds_no_leak(world: Rig, name: str) -> None:
-    case = CASES[name]
+    kill_everywhere(world, CASES[name])
+
+
+@pytest.mark.parametrize("name", ["from-volume", "from-image", "delete", "extend", "snapshot", "revert"])
+def test_the_same_on_loop_files(loop_world: Rig, name: str) -> None:
+    kill_everywhere(loop_world, CASES[name])
+
+
+def kill_everywhere(world: Rig, case: Case) -> None:
     whole = uncut(world, case)
     wrong = {}
     for number in range(1, len(whole.points) + 1):

@@ -295,3 +295,43 @@ def test_two_commands_that_settle_at_once_do_it_once(rig: Rig) -> None:
     assert len(told) == len(set(told)) == 3, told
     rig.order("a")
     assert rig.check() == []
+
+
+def test_a_source_cannot_go_while_it_is_copied(rig: Rig) -> None:
+    rig.order("a", clone={"pause": 60})
+    pid = rig.start("create", "v", "--from-volume", "src")
+    wait_for(lambda: '"clone"' in (rig.pools["a"] / "calls").read_text())
+    for words in ("delete src --cascade -y", "extend src 5M", "revert src snap -y", "snapshot create src s"):
+        assert rig.run(*words.split(), "--lock-timeout", "50ms").status == 10, words
+    assert rig.volume("src") and rig.snapshot("snap")
+    os.kill(pid, signal.SIGKILL)
+    rig.join(pid)
+    rig.order("a")
+    rig.run("delete", "src", "--cascade", "-y", status=0)
+    assert rig.check() == []
+
+
+def test_two_may_copy_one_source_at_once(rig: Rig) -> None:
+    rig.order("a", clone={"pause": 0.5})
+    pids = [rig.start("create", name, "--from-volume", "src", "--lock-timeout", "0s") for name in ("v", "w")]
+    assert [rig.join(pid).status for pid in pids] == [0, 0]
+    assert rig.check(v=rig.contents["src"], w=rig.contents["src"]) == []
+
+
+def test_what_died_is_made_anew_if_absent(rig: Rig) -> None:
+    dead(rig)
+    made = rig.run("create", "v", "--size", "3M", "--if-absent", "--json", status=0).json()
+    assert made["status"] == "available"
+    assert rig.check() == []
+
+
+def test_a_timeout_whose_undo_fails_is_stuck_and_told(rig: Rig) -> None:
+    rig.order("a", create={"pause": 60, "after": True}, delete="stays broken")
+    assert rig.run("create", "v", "--size", "3M", "--timeout", "500ms").status == 124
+    assert rig.stuck()["object_id"] == rig.there("v")["id"]
+    assert rig.fault("v")[0] == "timeout"
+    assert rig.check("v") == []
+    flow = rig.stuck()["id"]
+    rig.order("a")
+    rig.run("flow", "retry", flow, status=0)
+    assert rig.check() == []
