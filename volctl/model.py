@@ -68,9 +68,12 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    device: str
+    """`device` is null when it is gone (a reboot), until `attach --all` brings it back."""
+
+    device: str | None
     read_only: bool
     attached_at: str
+    sector_size: int | None = None
 
 
 class _Labelled:

@@ -293,7 +293,7 @@ class Conformance:
         for before, act, then in self.repeatable(volume, snapshot):
             steps = 0
             before(pool)
-            while self.killed_at(steps, pool, act):
+            while killed_at(steps, pool, act):
                 act(pool)
                 then(pool)
                 before(pool)
@@ -303,7 +303,7 @@ class Conformance:
     def test_delete_takes_what_a_killed_revert_left(self, pool: Backend, snapshot: Object) -> None:
         victim, steps = new(), 0
         written(pool.writing, victim)
-        while self.killed_at(steps, pool, lambda pool: pool.revert(victim, snapshot, SIZE)):
+        while killed_at(steps, pool, lambda pool: pool.revert(victim, snapshot, SIZE)):
             pool.delete(victim)
             assert len(pool.objects()) == len(os.listdir(pool.path(victim).parent)) - self.others(pool) == 2
             written(pool.writing, victim)
@@ -350,21 +350,6 @@ class Conformance:
         """Files in the pool that are no objects: the marker."""
         return 1
 
-    def killed_at(self, step: int, pool: Backend, act: Act) -> bool:
-        """Do it in a child that is killed before its `step`th call of a built-in; False if it came to its end."""
-        child = os.fork()
-        if not child:
-            try:
-                sys.setprofile(Countdown(step))
-                act(pool)
-                sys.setprofile(None)
-            except VolctlError:
-                os._exit(1)
-            os._exit(0)
-        status = os.waitpid(child, 0)[1]
-        assert status in (0, signal.SIGKILL)
-        return status == signal.SIGKILL
-
     def test_the_deadline_is_heard(self, pool: Backend, volume: Object) -> None:
         target, at_once = new(), pool.capabilities.constant_time_clone
         with nullcontext() if at_once else pytest.raises(TimedOut), interrupt.budget(-1):
@@ -408,6 +393,22 @@ def written(writing: Callable[[Object, int], object], target: Object) -> None:
         assert isinstance(where, Target)
         with where.path.open("r+b") as file:
             file.write(WRITTEN)
+
+
+def killed_at(step: int, pool: Backend, act: Act) -> bool:
+    """Do it in a child that is killed before its `step`th call of a built-in; False if it came to its end."""
+    child = os.fork()
+    if not child:
+        try:
+            sys.setprofile(Countdown(step))
+            act(pool)
+            sys.setprofile(None)
+        except VolctlError:
+            os._exit(1)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    assert status in (0, signal.SIGKILL)
+    return status == signal.SIGKILL
 
 
 class Countdown:

@@ -15,6 +15,7 @@ from volctl.engine import journal
 from volctl.engine.locks import EXCLUSIVE, SHARED
 from volctl.errors import ConflictError, ExistsError, NotFoundError, UsageError, VolctlError
 from volctl.flows import pools, refs, request
+from volctl.flows.attach import as_found, attachment
 from volctl.flows.context import Context
 from volctl.flows.create import CreateState
 from volctl.flows.delete import DeleteState, check_deletable, check_holders
@@ -89,6 +90,8 @@ def _source_lock(env: Context, source: SourceRef) -> dict[str, str]:
         return {}
     with env.store.read() as tx:
         volume = volumes.find(tx, source.volume_id)
+    if volume is not None:
+        as_found(env, volume)
     touched = volume is not None and env.backends.has(volume.backend)
     if touched and volume is not None and env.backends.get(volume.backend).capabilities.clone_locks_source:
         return {source.volume_id: EXCLUSIVE}
@@ -118,7 +121,7 @@ def _present(session: Session, wanted: CreateRequest) -> Volume | None:
 
 def _make_way(session: Session, found: Volume, *, stuck: bool) -> None:
     """Delete a failed volume that never held anything; any other in `error` is somebody's."""
-    worthless = found.status is Status.ERROR and found.available_at is None and not found.attachments
+    worthless = found.status is Status.ERROR and found.available_at is None and not attachment(found)
     if not worthless or found.protected or stuck:
         raise ConflictError(
             f"volume {found.label} is there and in status {found.status}",
@@ -178,6 +181,7 @@ def list_(
     key, descending = sort_key(sort, ("created_at", "name", "size", "status", "type", "backend", "id", "updated_at"))
     if status is not None and status not in set(Status):
         raise UsageError(f"{status!r} is not a status", hint=f"one of {', '.join(Status)}")
+    attached_as_found(session)
     with session.store.read() as tx:
         found: Iterator[Volume] = volumes.listing(
             tx,
@@ -199,15 +203,26 @@ def sort_key(text: str, known: tuple[str, ...]) -> tuple[str, bool]:
     return key, direction == "desc"
 
 
-def find(session: Session, ref: str) -> Volume:
+def attached_as_found(session: Session) -> None:
+    """Ask the system after every attached volume."""
     with session.store.read() as tx:
-        return refs.volume(tx, session.project, ref)
+        attached = volumes.in_status(tx, Status.IN_USE)
+    for volume in attached:
+        as_found(session.env, volume)
+
+
+def find(session: Session, ref: str) -> Volume:
+    """The row of a reference, with its attachment as the system has it."""
+    with session.store.read() as tx:
+        volume = refs.volume(tx, session.project, ref)
+    return as_found(session.env, volume)
 
 
 def show(session: Session, ref: str) -> VolumeDetails:
     """The volume and the scheduler's explanation."""
+    volume_id = find(session, ref).id
     with session.store.read() as tx:
-        return volumes.details(tx, refs.volume(tx, session.project, ref).id)
+        return volumes.details(tx, volume_id)
 
 
 def path(session: Session, ref: str) -> str:
@@ -292,8 +307,8 @@ def delete_snapshot(session: Session, snapshot: Snapshot, *, force: bool = False
 
 def revert(session: Session, ref: str, snapshot: str) -> Volume:
     """Make the volume read as its snapshot; its size stays."""
+    volume = find(session, ref)
     with session.store.read() as tx:
-        volume = refs.volume(tx, session.project, ref)
         found = refs.snapshot(tx, session.project, snapshot)
     state = RevertState(volume.id, found.id)
     with session.locked({volume.id: EXCLUSIVE}) as locks:
@@ -303,6 +318,7 @@ def revert(session: Session, ref: str, snapshot: str) -> Volume:
 
 def tree(session: Session, ref: str | None) -> list[TreeNode]:
     """Volumes with their snapshots, and what was made from them; all of the project without `ref`."""
+    attached_as_found(session)
     with session.store.read() as tx:
         if ref is not None:
             return [_node(tx, refs.volume(tx, session.project, ref))]
