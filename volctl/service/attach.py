@@ -85,6 +85,7 @@ def create_attached(session: Session, wanted: CreateRequest) -> Volume:
         return attach(session, made.id)
     except VolctlError as error:
         error.message = f"volume {made.label} was created and is {made.status}, but not attached: {error.message}"
+        error.args = (error.message,)
         error.volume = made.id
         raise
 
