@@ -25,6 +25,7 @@ REPO = Path(__file__).resolve().parent.parent
 EVERYTHING = os.environ.get("CI") == "true" or os.environ.get("VOLCTL_TEST_ALL") == "1"
 IS_ROOT = os.geteuid() == 0
 NOBODY = 65534
+MAKE = {"xfs": ["mkfs.xfs", "-q", "-m", "reflink=1"], "btrfs": ["mkfs.btrfs", "-q"]}
 LIMIT = 600.0  # seconds after which a test's own process is hung
 
 
@@ -151,6 +152,23 @@ def debian_image() -> Path:
         pytest.skip(done.stderr.strip())
     assert done.returncode == 0, done.stderr
     return Path(done.stdout.strip())
+
+
+@pytest.fixture(scope="module", params=["btrfs", "xfs"])
+def reflink_mount(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An empty xfs or btrfs of 1.5 GiB."""
+    if not IS_ROOT:
+        pytest.skip("needs root to mount")
+    base = tmp_path_factory.mktemp(request.param)
+    disk, mount = base / "disk", base / "mount"
+    mount.mkdir()
+    with disk.open("wb") as file:
+        file.truncate(3 << 29)
+    subprocess.run([*MAKE[request.param], str(disk)], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(["mount", "-o", "loop", str(disk), str(mount)], check=True)
+    yield mount
+    subprocess.run(["umount", str(mount)], check=True)
+    disk.unlink()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -234,7 +234,7 @@ class Backend(ABC):
         """
         raise MissingError(f"backend {self.name} of kind {self.kind} has no devices to attach")
 
-    def detach(self, volume: Object) -> None:
+    def detach(self, volume: Object) -> None:  # noqa: B027 - what has no devices is not attached
         """Take our device away; it is gone when this returns. Not there is success.
 
         `InUseError` names who holds it (process, mount point, dm device) and leaves it as it was,
@@ -251,7 +251,7 @@ class Backend(ABC):
         """
         return None
 
-    def resize_device(self, volume: Object) -> None:
+    def resize_device(self, volume: Object) -> None:  # noqa: B027
         """Let an attached device see that the volume was extended; not attached is success.
 
         LVM has nothing to do: `lvextend` grows the device.

@@ -169,21 +169,27 @@ def _wait(child: _Child, program: str, timeout: float | None, grace: float) -> R
                 raise BackendError(f"{program} did not end within {timeout:g} s")
         interrupt.check()
     finally:
-        _end(group, grace)
-        _groups.discard(group)
+        if _end(group, grace):
+            _groups.discard(group)
     return Result(child.process.process.exit_code, "".join(child.out), "".join(child.err))
 
 
-def _end(group: int, grace: float) -> None:
-    """End what is left of a process group and wait until it is empty (or the kernel will not let it)."""
+def children_left() -> bool:
+    """Is there a child that the kernel would not let die? It still works, and holds our locks."""
+    return any(_signal(group, 0) for group in _groups)
+
+
+def _end(group: int, grace: float) -> bool:
+    """End what is left of a process group; True when it is empty, False if the kernel will not let it."""
     for signum, patience in ((0, 0.0), (signal.SIGTERM, grace), (signal.SIGKILL, TERM_GRACE)):
         if not _signal(group, signum):
-            return
+            return True
         end = time.monotonic() + patience
         while time.monotonic() < end:
             if not _signal(group, 0):
-                return
+                return True
             time.sleep(0.005)
+    return False
 
 
 def _end_all() -> None:

@@ -121,7 +121,8 @@ def load(where: Places) -> Config:
         raise ConfigError(f"{where.config}: {error}") from error
     if config.backends:
         return config
-    builtin = BackendConfig("local", "loop", options={"directory": str(where.volumes)}, builtin=True)
+    zone, options = config.default_availability_zone or DEFAULT_ZONE, {"directory": str(where.volumes)}
+    builtin = BackendConfig("local", "loop", availability_zone=zone, options=options, builtin=True)
     values = {f.name: getattr(config, f.name) for f in fields(config)} | {"backends": (builtin,)}
     return Config(**values)
 

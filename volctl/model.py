@@ -337,6 +337,13 @@ def parse_size(text: str) -> int:
 
     A bare whole number is GiB; K M G T P and KiB … PiB are powers of 1024, kB … PB of 1000.
     """
+    if (rounded := round_up(exact_size(text), MiB)) > MAX_SIZE:
+        raise ValueError(f"{text!r} is above the largest size, 8 EiB - 1")
+    return rounded
+
+
+def exact_size(text: str) -> int:
+    """As `parse_size`, but rounded up to a byte only: what the user said before any rounding."""
     match = _SIZE.fullmatch(text)
     if not match or match[3] not in _UNITS:
         raise ValueError(f"{text!r} is not a size; write 10 (GiB), 512M, 1.5T, 10GiB or 500MB")
@@ -344,12 +351,10 @@ def parse_size(text: str) -> int:
     if fraction and not unit:
         raise ValueError(f"{text!r} needs a unit: a bare size is a whole number of GiB")
     scale = 10 ** len(fraction or "")
-    size = -(-int(whole + (fraction or "")) * _UNITS[unit] // scale)
+    size: int = -(-int(whole + (fraction or "")) * _UNITS[unit] // scale)
     if size == 0:
         raise ValueError("a size of zero makes no volume")
-    if (rounded := round_up(size, MiB)) > MAX_SIZE:
-        raise ValueError(f"{text!r} is above the largest size, 8 EiB - 1")
-    return rounded
+    return size
 
 
 def round_up(size: int, granule: int) -> int:

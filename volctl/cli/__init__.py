@@ -6,29 +6,40 @@ imported when there is something to parse, everything else when a command runs.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
 from volctl.cli import stdout
-from volctl.cli.stdout import ReaderGone
 from volctl.errors import InternalError, VolctlError
 
 VERSION_OPTIONS = ("--version", "-V")
+RARELY = 100_000  # objects made between two searches for garbage: imports make many, and none of them is garbage
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code (`volctl.errors` lists them). Never raises."""
+    gc.set_threshold(RARELY)
     _fill_standard_descriptors()
     words = sys.argv[1:] if argv is None else argv
+    code, error = _outcome(words)
+    for told in (_flush(), error):
+        if told is not None:
+            _tell(told, words)
+            code = told.exit if error is None else error.exit
+    gc.freeze()  # else the interpreter searches everything once more before it ends: 50 ms
+    return code
+
+
+def _outcome(words: list[str]) -> tuple[int, VolctlError | None]:
     try:
-        code = _run(words)
+        return _run(words), None
     except VolctlError as error:
-        code = _fail(error, words)
-    except ReaderGone:
-        code = 0
+        return error.exit, error
+    except stdout.ReaderGone:
+        return 0, None
     except Exception as error:
-        code = _fail(_internal(error), words)
-    return _flush(code, words)
+        return 1, _internal(error)
 
 
 def _run(words: list[str]) -> int:
@@ -42,11 +53,10 @@ def _run(words: list[str]) -> int:
     return app.run(words)
 
 
-def _fail(error: VolctlError, words: list[str]) -> int:
+def _tell(error: VolctlError, words: list[str]) -> None:
     from volctl.cli import stderr
 
     stderr.tell(error, as_json=stderr.wants_json(words))
-    return error.exit
 
 
 def _internal(error: Exception) -> VolctlError:
@@ -63,16 +73,15 @@ def _internal(error: Exception) -> VolctlError:
     )
 
 
-def _flush(code: int, words: list[str]) -> int:
-    """What is still to be written; a reader that has gone is no failure, a full disk is."""
+def _flush() -> VolctlError | None:
+    """Write the result; a reader that has gone is no failure, a full disk is."""
     try:
         stdout.flush()
-    except ReaderGone:
-        pass
+    except stdout.ReaderGone:
+        return None
     except stdout.Unwritable as error:
-        told = _fail(error, words)
-        return code or told
-    return code
+        return error
+    return None
 
 
 def _fill_standard_descriptors() -> None:

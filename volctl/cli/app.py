@@ -10,7 +10,7 @@ from typer.main import get_group
 
 from volctl.cli import stderr
 from volctl.cli.options import Verbs, typer_app
-from volctl.errors import Cancelled, UsageError
+from volctl.errors import Cancelled, InternalError, UsageError
 
 VERBS = {
     "create": ("create", "Create a volume, or several."),
@@ -87,8 +87,8 @@ def run(words: list[str]) -> int:
         raise _usage(error) from error
     except typer.Abort:
         raise Cancelled(2) from None
-    except SystemExit as left:  # Click's answer to a reader of the help that has gone
-        code = 0 if left.code == 1 else left.code
+    except SystemExit as left:  # Click's answer to any broken pipe; the result is not written here
+        raise InternalError("internal error: a pipe to a program broke") from left
     return code if isinstance(code, int) else 0
 
 

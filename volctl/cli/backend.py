@@ -41,9 +41,14 @@ def init(ctx: typer.Context, name: words.Name) -> None:
     from volctl.service import backends
 
     shown = view(ctx, ("name", "done"))
-    confirm(ctx, lambda s: "\n".join([f"On backend {name}:", *(f"  {line}" for line in backends.init_plan(s, name))]))
+    confirm(ctx, lambda s: (planned(name, backends.init_plan(s, name)), []), [])
     with session(ctx) as s:
         shown.one({"name": name, "done": backends.init(s, name)})
+
+
+def planned(name: str, steps: list[str]) -> str:
+    """What would be done, for a question; empty if nothing."""
+    return "\n".join([f"On backend {name}:", *(f"  {step}" for step in steps)]) if steps else ""
 
 
 @verb(app, "check")

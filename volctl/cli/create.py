@@ -68,7 +68,7 @@ def create(
         if_absent=if_absent,
         max_attempts=whole(max_attempts, "--max-attempts"),
     )
-    explained(ctx, wanted) if dry_run else created(ctx, wanted, many or 1, attach)
+    explained(ctx, wanted, many or 1) if dry_run else created(ctx, wanted, many or 1, attach)
 
 
 @verb(app, "explain")
@@ -122,7 +122,7 @@ def names(name: str | None, count: int) -> list[str]:
     return [f"{name}-{number}" for number in range(1, count + 1)]
 
 
-def explained(ctx: typer.Context, wanted: CreateRequest) -> None:
+def explained(ctx: typer.Context, wanted: CreateRequest, count: int = 1) -> None:
     """Print the scheduler's verdicts; `NoBackendError` if no backend passed."""
     from volctl.model import to_json
 
@@ -130,12 +130,15 @@ def explained(ctx: typer.Context, wanted: CreateRequest) -> None:
     with session(ctx, reads=True) as s:
         from volctl.service import volumes
 
-        explanation = volumes.plan(s, wanted)
+        found = [volumes.plan(s, replace(wanted, name=name or None)) for name in names(wanted.name, count)]
     if common(ctx).output == "table" and not common(ctx).columns:
-        verdicts(ctx, to_json(explanation))
+        for explanation in found:
+            verdicts(ctx, to_json(explanation))
+    elif count == 1:
+        shown.one(found[0])
     else:
-        shown.one(explanation)
-    if explanation.chosen is None:
+        shown.many(found)
+    if any(explanation.chosen is None for explanation in found):
         raise NoBackendError("no backend passes", hint="volctl backend list shows what there is")
 
 

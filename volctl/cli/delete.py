@@ -27,12 +27,12 @@ def delete(
 ) -> None:
     """Delete volumes."""
     shown = view(ctx, "Volume", words.VOLUME_COLUMNS)
-    with_them = " with their snapshots" if cascade else ""
-    confirm(ctx, lambda s: f"This deletes{with_them}, for good:\n" + "\n".join(named(s, ref) for ref in refs))
+    heading = "This deletes, with their snapshots, for good:" if cascade else "This deletes, for good:"
+    ids = confirm(ctx, lambda s: question(s, heading, refs), refs)
     with session(ctx) as s:
         from volctl.service import volumes
 
-        shown.each(refs, lambda ref: volumes.delete(s, ref, cascade=cascade, force=force))
+        shown.each(ids, lambda ref: volumes.delete(s, ref, cascade=cascade, force=force))
 
 
 @verb(app, "revert")
@@ -43,18 +43,18 @@ def revert(
 ) -> None:
     """Set a volume back to a snapshot; what was written since is lost."""
     shown = view(ctx, "Volume", words.VOLUME_COLUMNS)
-    confirm(
-        ctx, lambda s: f"This sets back to snapshot {snapshot}, and what was written since is lost:\n{named(s, ref)}"
-    )
+    heading = f"This sets back to snapshot {snapshot}, and what was written since is lost:"
+    [volume] = confirm(ctx, lambda s: question(s, heading, [ref]), [ref])
     with session(ctx) as s:
         from volctl.service import volumes
 
-        shown.one(volumes.revert(s, ref, snapshot))
+        shown.one(volumes.revert(s, volume, snapshot))
 
 
-def named(s: Session, ref: str) -> str:
-    """A volume as a person knows it; not found is an error before anything is asked."""
+def question(s: Session, heading: str, refs: list[str]) -> tuple[str, list[str]]:
+    """Volumes as a person knows them, and their ids; not found is an error before anything is asked."""
     from volctl.service import volumes
 
-    found = volumes.show(s, ref)
-    return f"  volume {found.name or '-'} ({size(found.size)}, {found.id})"
+    found = [volumes.show(s, ref) for ref in refs]
+    lines = [f"  volume {volume.name or '-'} ({size(volume.size)}, {volume.id})" for volume in found]
+    return "\n".join([heading, *lines]), [volume.id for volume in found]

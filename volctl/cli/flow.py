@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from volctl.cli import words
+from volctl.cli import stdout, words
 from volctl.cli.options import common, typer_app, verb, whole
 from volctl.cli.output import View, view
 from volctl.cli.session import confirm, session
@@ -46,6 +46,7 @@ def show(
         found = flows.show(s, ref)
     if common(ctx).output == "table" and not common(ctx).columns:
         shown.one({key: value for key, value in to_json(found).items() if key != "tasks"})
+        stdout.write("\n")
         View(common(ctx), TASK_COLUMNS, TASK_COLUMNS).many(found.tasks)
     else:
         shown.one(found)
@@ -65,7 +66,7 @@ def retry(ctx: typer.Context, flow: Id) -> None:
 def abandon(ctx: typer.Context, flow: Id) -> None:
     """Give a stuck flow up; what it left on the backend is yours to clean."""
     shown = view(ctx, "FlowRun", COLUMNS)
-    confirm(ctx, lambda s: f"This gives flow {flow} up; what it left on its backend stays there.")
+    confirm(ctx, lambda s: (f"This gives flow {flow} up; what it left on its backend stays there.", []), [])
     with session(ctx) as s:
         from volctl.service import flows
 

@@ -15,7 +15,7 @@ from volctl.errors import UsageError
 app = typer_app("image", "Registered disk images.")
 
 COLUMNS = ("id", "name", "status", "format", "virtual_size", "location")
-CHECKED = ("format", "virtual_size", "size", "data_size", "sha256")
+CHECKED = ("path", "format", "virtual_size", "size", "data_size", "sha256")
 
 
 @verb(app, "add")

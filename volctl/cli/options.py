@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 from typer.main import get_command
 
+from volctl.cli import stdout
 from volctl.errors import UsageError
 
 BEFORE = "volctl.cli.before"  # where a context keeps the options that stood before the verb
@@ -113,9 +114,17 @@ def _given(parameter: TyperOption | TyperArgument, ctx: Any, value: Any) -> Any:
 def _plain(parameter: Any) -> Any:
     if isinstance(parameter, TyperOption):
         parameter.__class__ = _PlainOption
+        if parameter.name == "help":
+            parameter.callback = _print_help
     elif isinstance(parameter, TyperArgument):
         parameter.__class__ = _PlainArgument
     return parameter
+
+
+def _print_help(ctx: Any, parameter: Any, value: Any) -> None:
+    if value and not ctx.resilient_parsing:
+        stdout.write(ctx.get_help() + "\n")
+        raise typer.Exit
 
 
 def help_hint(ctx: Any) -> str:
@@ -131,8 +140,13 @@ class Verb(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         before = ctx.meta.get(BEFORE, {})
-        ctx.obj = read({name: ctx.params.pop(name) or before.get(name) for name in _names()})
+        after = {name: ctx.params.pop(name) for name in _names()}
+        ctx.obj = read({name: before.get(name) if _absent(value) else value for name, value in after.items()})
         return super().invoke(ctx)
+
+
+def _absent(value: object) -> bool:
+    return value is None or value is False or value == ()
 
 
 F = TypeVar("F", bound=Callable[..., None])
@@ -192,7 +206,9 @@ def typer_app(name: str | None = None, help: str | None = None) -> typer.Typer:
 
 def read(values: dict[str, Any]) -> Common:
     """The common options from words and environment. `UsageError` for a format or a duration that is none."""
-    lock_timeout = values["lock_timeout"] or os.environ.get("VOLCTL_LOCK_TIMEOUT") or None
+    lock_timeout = values["lock_timeout"]
+    if lock_timeout is None:
+        lock_timeout = os.environ.get("VOLCTL_LOCK_TIMEOUT") or None
     return Common(
         output=_output(values["output"], values["json"]),
         columns=tuple(values["column"] or ()),

@@ -20,6 +20,7 @@ from volctl.cli.text import escape
 from volctl.errors import INTERRUPTIONS, PartialError, UsageError, VolctlError
 
 T = TypeVar("T")
+YAML_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}  # not text to YAML 1.1
 Shape = Literal[
     "BackendDetails",
     "BackendState",
@@ -92,7 +93,8 @@ class View:
             for key in keys:
                 _attempt(key, act, done, failed)
         finally:  # also when a signal ends the loop: what was done is told
-            self.many(value for value in done if value is not None)
+            if not done or done[0] is not None:  # to delete gives nothing to show
+                self.many(done)
         if failed:
             message = f"{len(failed)} of {len(keys)} failed"
             raise PartialError(message, details={"failed": failed, "done": len(done)})
@@ -188,11 +190,9 @@ def yaml(value: Any, indent: str = "") -> str:
 
 
 def _key(key: str) -> str:
-    return (
-        key
-        if key.isidentifier() and key.isascii() and key not in ("y", "n", "yes", "no", "on", "off")
-        else json.dumps(key)
-    )
+    """Bare where YAML reads it as text, else quoted: properties have keys like `on` and `a: b`."""
+    bare = key.isascii() and key.isidentifier() and key.lower() not in YAML_WORDS
+    return key if bare else json.dumps(key)
 
 
 def _below(value: Any, indent: str) -> str:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 BAR = 20
 INTERVAL = 0.1  # seconds between two drawings of the line
+BEGUN = "begun"
 ENDINGS = {"done": "", "undone": " (undone)", "failed": " (failed)"}
 
 
@@ -51,8 +52,9 @@ class Progress:
 
     def step(self, flow: str, task: str, state: str) -> None:
         if self.steps:
-            self.clear()
-            stderr.line(f"{flow}: {task} {state}")
+            if state != BEGUN:
+                self.clear()
+                stderr.line(f"{flow}: {task} {state}")
         elif self.live:
             self._follow(flow, task, state)
 
@@ -60,7 +62,7 @@ class Progress:
         if flow != self.flow:
             self.leave()
             self.flow = flow
-        if state == "begin":
+        if state == BEGUN:
             self._draw(f"{short(flow)}: {task} …")
         else:
             self.tasks.append(task + ENDINGS.get(state, f" ({state})"))

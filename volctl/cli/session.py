@@ -41,16 +41,21 @@ def session(ctx: typer.Context, *, reads: bool = False, flows: bool = False) -> 
         yield opened
 
 
-def confirm(ctx: typer.Context, question: Callable[[Session], str]) -> None:
-    """Ask before something is destroyed; `question` names it. `UsageError` where nobody can answer."""
+def confirm(ctx: typer.Context, question: Callable[[Session], tuple[str, list[str]]], refs: list[str]) -> list[str]:
+    """Ask before something is destroyed. `UsageError` where nobody can answer.
+
+    `question` gives the text that names the objects (empty: nothing to ask) and their ids. What comes
+    back is those ids, since a name may be another's by the time of the answer; with --yes, `refs`.
+    """
     if common(ctx).yes:
-        return
+        return refs
     if not _can_ask():
-        raise UsageError("this destroys data and there is no terminal to ask on", hint="say --yes")
+        raise UsageError(f"{ctx.command_path} asks first, and there is no terminal to ask on", hint="say --yes")
     with session(ctx, reads=True) as s:
-        text = question(s)
+        text, ids = question(s)
     if text and not _answer(text):
         raise UsageError("not confirmed; nothing was done")
+    return ids
 
 
 def _can_ask() -> bool:
@@ -64,16 +69,18 @@ def _answer(text: str) -> bool:
     before = {signum: signal.signal(signum, _leave) for signum in SIGNALS}
     for line in text.splitlines():
         stderr.line(line)
-    stderr.raw("Go on? [y/N] ")
     try:
+        stderr.raw("Go on? [y/N] ")
         return input().strip().lower() in ("y", "yes")
     except EOFError:
         return False
+    except Cancelled:
+        stderr.raw("\n")
+        raise
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
 
 
 def _leave(signum: int, frame: FrameType | None) -> None:
-    stderr.raw("\n")
     raise Cancelled(signum)

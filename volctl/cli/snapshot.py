@@ -89,15 +89,17 @@ def set_(
 def delete(ctx: typer.Context, refs: words.Refs) -> None:
     """Delete snapshots."""
     shown = view(ctx, "Snapshot", COLUMNS)
-    confirm(ctx, lambda s: "This deletes, for good:\n" + "\n".join(named(s, ref) for ref in refs))
+    ids = confirm(ctx, lambda s: question(s, refs), refs)
     with session(ctx) as s:
         from volctl.service import snapshots
 
-        shown.each(refs, lambda ref: snapshots.delete(s, ref))
+        shown.each(ids, lambda ref: snapshots.delete(s, ref))
 
 
-def named(s: Session, ref: str) -> str:
+def question(s: Session, refs: list[str]) -> tuple[str, list[str]]:
+    """Snapshots as a person knows them, and their ids."""
     from volctl.service import snapshots
 
-    found = snapshots.show(s, ref)
-    return f"  snapshot {found.name or '-'} ({size(found.size)}, {found.id})"
+    found = [snapshots.show(s, ref) for ref in refs]
+    lines = [f"  snapshot {snapshot.name or '-'} ({size(snapshot.size)}, {snapshot.id})" for snapshot in found]
+    return "\n".join(["This deletes, for good:", *lines]), [snapshot.id for snapshot in found]

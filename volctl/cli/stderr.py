@@ -6,6 +6,7 @@ import os
 import sys
 from typing import Any
 
+from volctl.cli.stdout import silence
 from volctl.cli.text import escape
 from volctl.errors import VolctlError
 
@@ -29,15 +30,15 @@ def raw(text: str) -> None:
         sys.stderr.flush()
     except UnicodeEncodeError:
         raw(text.encode("ascii", "backslashreplace").decode())
-    except (OSError, ValueError, AttributeError):
-        pass
+    except OSError:
+        silence(sys.stderr)
+    except (ValueError, AttributeError):
+        pass  # closed, or never there
 
 
 def tell(error: VolctlError, *, as_json: bool = False) -> None:
     """`volctl: what happened`, `hint: what to do`, and the JSON line where it was asked for."""
     line(f"volctl: {error.message}")
-    for row in explanation(error):
-        line(f"  {row}")
     if error.hint:
         line(f"hint: {error.hint}")
     if as_json:
@@ -57,19 +58,12 @@ def plain(error: VolctlError) -> dict[str, Any]:
     }
 
 
-def explanation(error: VolctlError) -> list[str]:
-    """Why no backend would do, one line for each, when the error carries the scheduler's verdicts."""
-    details = error.details
-    found = details.get("backends") or (details.get("explanation") or {}).get("backends") or []
-    return [f"{verdict['name']}: {verdict['filter']}: {verdict['reason']}" for verdict in found if verdict["filter"]]
-
-
 def wants_json(words: list[str]) -> bool:
     """Whether JSON was asked for, also on a command line that cannot be parsed."""
     if "--json" in words:
         return True
     asked = os.environ.get("VOLCTL_OUTPUT")
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words, ""][1:], strict=True):
         if word in ("-o", "--output"):
             asked = following
         elif word.startswith(("--output=", "-o")):

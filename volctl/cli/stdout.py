@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TextIO
 
 from volctl.errors import VolctlError
 
@@ -44,10 +45,10 @@ def flush() -> None:
     try:
         _put(text)
     except BrokenPipeError:
-        _silence()
+        silence(sys.stdout)
         raise ReaderGone from None
     except (OSError, ValueError) as error:
-        _silence()
+        silence(sys.stdout)
         reason = error.strerror if isinstance(error, OSError) else error
         raise Unwritable(f"the result cannot be written: {reason}") from error
 
@@ -67,9 +68,9 @@ def _put(text: str) -> None:
     sys.stdout.flush()
 
 
-def _silence() -> None:
+def silence(stream: TextIO) -> None:
     """Python flushes once more when it ends, and would complain then."""
     try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     except (OSError, ValueError):
         pass

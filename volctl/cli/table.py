@@ -34,7 +34,14 @@ def on_terminal(columns: tuple[str, ...], rows: list[list[str]], heading: bool, 
 
     if heading and not rows:
         return ""
-    table = Table(box=SIMPLE_HEAD if heading else None, show_header=heading, pad_edge=False, header_style="bold")
+    table = Table(
+        box=SIMPLE_HEAD if heading else None,
+        show_header=heading,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1 if heading else 2, 0, 0),
+        header_style="bold" if color else "",
+    )
     for column in columns:
         table.add_column(column.upper(), overflow="fold", no_wrap=column in ("id", "field", "status", "size"))
     for row in rows:

@@ -102,10 +102,10 @@ def is_open_for(tx: Connection, object_id: str) -> bool:
     return tx.execute(query).first() is not None
 
 
-def newer(tx: Connection, object_id: str | None, number: int) -> bool:
-    """Was a flow begun for this object after flow `number`?"""
-    query = select(flows.c.id).where(flows.c.object_id == object_id, flows.c.number > number).limit(1)
-    return tx.execute(query).first() is not None
+def done_later(tx: Connection, object_id: str | None, number: int) -> bool:
+    """Was a flow of this object begun after flow `number`, and done?"""
+    later = select(flows.c.id).where(flows.c.object_id == object_id, flows.c.number > number, flows.c.phase == DONE)
+    return tx.execute(later.limit(1)).first() is not None
 
 
 def has_older(tx: Connection, before: str) -> bool:

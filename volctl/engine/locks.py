@@ -1,8 +1,9 @@
 """One lock file per volume, held with flock(2) by the command and inherited by its children.
 
 So "locked" means that the command or a child that works for it lives. A lock is released by closing
-only: an explicit unlock would free it under a living child. A file may be unlinked by whoever holds
-it exclusively; hence, after `flock`, the file held and the file of that name are compared.
+only: an explicit unlock would free it under a living child. Whoever holds a file exclusively may
+unlink it, and does so at the end; hence, after `flock`, the file held and the file of that name are
+compared. What a killed command left is swept away by the next one.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -24,7 +25,7 @@ Names = Mapping[str, str]
 
 
 class LockSet:
-    """Locks held. `gone` names those whose object is no more: their files are unlinked."""
+    """Locks held, until `close`."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -38,14 +39,13 @@ class LockSet:
         self._held[name] = (descriptor, mode)
         command.inherited.add(descriptor)
 
-    def gone(self, name: str) -> None:
-        """Unlink a lock's file; only under the exclusive lock."""
-        if name in self._held and self._held[name][1] == EXCLUSIVE:
-            (self._directory / name).unlink(missing_ok=True)
-
     def close(self) -> None:
-        for descriptor, _ in self._held.values():
+        """Let go. The files go, too, unless somebody shares them or a child of ours still works."""
+        keep = command.children_left()
+        for name, (descriptor, _) in self._held.items():
             command.inherited.discard(descriptor)
+            if not keep:
+                _unlink(descriptor, self._directory / name)
             os.close(descriptor)
         self._held.clear()
 
@@ -85,6 +85,13 @@ class LockDirectory:
         except LockedError:
             return None
 
+    def sweep(self) -> None:
+        """Unlink the files of commands that are gone."""
+        for name in os.listdir(self._directory):
+            if (descriptor := self._lock(name, EXCLUSIVE)) is not None:
+                _unlink(descriptor, self._directory / name)
+                os.close(descriptor)
+
     def _wait(self, name: str, mode: str, end: float, timeout: float) -> int:
         pause = 0.001
         while (descriptor := self._lock(name, mode)) is None:
@@ -117,7 +124,8 @@ class LockDirectory:
             return os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            self._own(path)
+            with suppress(FileNotFoundError):  # another command swept it meanwhile: `_lock` sees that, too
+                self._own(path)
             return descriptor
 
 
@@ -130,16 +138,11 @@ def _same(descriptor: int, path: Path) -> bool:
     return (held.st_dev, held.st_ino) == (named.st_dev, named.st_ino)
 
 
-@contextmanager
-def released(locks: LockSet, lives: Callable[[str], bool]) -> Iterator[LockSet]:
-    """Hold `locks` for the block; unlink the files of those that `lives` says are gone."""
+def _unlink(descriptor: int, path: Path) -> None:
+    """Unlink a lock's file, if we can hold it exclusively and it is still the one of that name."""
     try:
-        yield locks
-    finally:
-        try:
-            with interrupt.undoing():
-                for name, mode in locks.names.items():
-                    if mode == EXCLUSIVE and not lives(name):
-                        locks.gone(name)
-        finally:
-            locks.close()
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return  # others share it: the last one unlinks
+    if _same(descriptor, path):
+        path.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, RowMapping
 from volctl import interrupt
 from volctl.db import store as db
 from volctl.engine import journal
-from volctl.engine.locks import LockDirectory, LockSet, released
+from volctl.engine.locks import LockDirectory, LockSet
 from volctl.engine.task import DIED, Cause, Direction, E, Flow, S, Task
 from volctl.errors import INTERRUPTIONS, ConflictError, InternalError, VolctlError
 from volctl.model import Json, now
@@ -217,7 +217,8 @@ class Engine(Generic[E]):
             run.cause = journal.cause_of(row) or cause
             if cause is DIED:
                 run.cause = replace(run.cause, retryable=False)
-            journal.update_flow(tx, run.id, phase=journal.UNDOING, cause=journal.cause_json(run.cause))
+            phase = journal.STUCK if run.again else journal.UNDOING
+            journal.update_flow(tx, run.id, phase=phase, cause=journal.cause_json(run.cause))
             return journal.lines(tx, run.id)
 
     def _revert(self, run: Run[E, Any], lines: list[journal.Line]) -> dict[int, str]:
@@ -292,11 +293,8 @@ class Engine(Generic[E]):
 
     # -- what others left
 
-    def settle(self, lives: Callable[[str], bool]) -> list[str]:
-        """Undo or complete every flow whose command is gone; one sentence for each.
-
-        `lives` says whether the object of a lock is still there (else its lock file goes).
-        """
+    def settle(self) -> list[str]:
+        """Undo or complete every flow whose command is gone; one sentence for each."""
         with self.store.read() as tx:
             rows = journal.unfinished(tx)
         said = []
@@ -305,8 +303,9 @@ class Engine(Generic[E]):
             locks = self.locks.try_acquire(row["locks"])
             if locks is None:
                 continue  # its owner lives
-            with released(locks, lives):
+            with locks:
                 said.append(self.resume(row["id"]))
+        self.locks.sweep()
         return [line for line in said if line]
 
     def resume(self, flow_id: str) -> str:
@@ -320,25 +319,50 @@ class Engine(Generic[E]):
             return f"{what} was begun by another version and is left alone; `volctl flow abandon {flow_id}` ends it"
         run = self._restore(row)
         run.again = row["phase"] == journal.STUCK
-        self._take_up(run, row["phase"])
+        try:
+            self._take_up(run, row)
+        except INTERRUPTIONS:
+            raise
+        except Exception as error:
+            self._put_aside(run, error)
         phase = self._phase(flow_id)
+        if phase == journal.ABANDONED:
+            return f"{what} was overtaken by a later flow"
         if phase == journal.STUCK:
             return "" if run.again else f"{what} could not be settled: {run.error}; it is stuck flow {flow_id}"
         return f"{what} was {'completed' if phase == journal.DONE else 'undone'}"
 
-    def _take_up(self, run: Run[E, Any], phase: str) -> None:
+    def _take_up(self, run: Run[E, Any], row: RowMapping) -> None:
         with self.store.read() as tx:
             lines = journal.lines(tx, run.id)
         touched = any(run.flow.tasks[line.position].effects for line in lines)
+        if run.flow.direction is Direction.UNDO or not touched or row["phase"] == journal.UNDOING:
+            self._undo(run, DIED)
+        elif not self._overtaken(run, row):
+            self._complete(run, min(line.position for line in lines if line.state != journal.DONE))
+
+    def _complete(self, run: Run[E, Any], position: int) -> None:
         try:
-            if run.flow.direction is Direction.COMPLETE and touched and phase != journal.UNDOING:
-                self._forward(run, min(line.position for line in lines if line.state != journal.DONE))
-            else:
-                self._undo(run, DIED)
+            self._forward(run, position)
         except INTERRUPTIONS:
             raise
         except Exception as error:
             self._fail(run, error)
+
+    def _overtaken(self, run: Run[E, Any], row: RowMapping) -> bool:
+        """A stuck flow whose object a later flow finished with has nothing left to complete."""
+        with self.store.write() as tx:
+            later = run.again and journal.done_later(tx, run.object_id, row["number"])
+            if later:
+                journal.update_flow(tx, run.id, phase=journal.ABANDONED, ended_at=now())
+        return later
+
+    def _put_aside(self, run: Run[E, Any], error: Exception) -> None:
+        """What cannot even be settled must not keep every other command from its work."""
+        run.error = error
+        with self.store.write() as tx:
+            run.cause = run.cause or Cause.of(error)
+            self._mark_stuck(tx, run)
 
     def _known(self, row: RowMapping) -> bool:
         """Is this flow's task list still the one of this version?"""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,11 +50,7 @@ class Backends:
     def all(self) -> list[tuple[BackendConfig, Backend]]:
         """In the order of the configuration; `ConfigError` if two are one pool."""
         made = [(config, self.get(config.name)) for config in self.configs]
-        seen: dict[tuple[str, str], str] = {}
-        for config, backend in made:
-            other = seen.setdefault((config.kind, backend.pool()), config.name)
-            if other != config.name:
-                raise ConfigError(f"backends {other!r} and {config.name!r} are the same pool {backend.pool()}")
+        check_pools([backend for _, backend in made])
         return made
 
     def refuse_claimed(self, name: str, database: Path) -> None:
@@ -79,6 +75,14 @@ class Backends:
         """As root in a state directory of somebody else, new files are theirs."""
         found = self._state.stat()
         return (found.st_uid, found.st_gid) if os.geteuid() == 0 and found.st_uid != 0 else None
+
+
+def check_pools(backends: Sequence[Backend]) -> None:
+    """`ConfigError` if two are one directory, volume group or pool, of whatever kinds they are."""
+    seen: dict[str, str] = {}
+    for backend in backends:
+        if (other := seen.setdefault(backend.pool(), backend.name)) != backend.name:
+            raise ConfigError(f"backends {other!r} and {backend.name!r} are the same pool {backend.pool()}")
 
 
 @dataclass(slots=True)

@@ -66,7 +66,8 @@ class CreateTask(Task[Context, CreateState]):
 def fail_volume(tx: Connection, run: CreateRun) -> None:
     """The closing rows of a create that nobody takes up again: status `error` and the reason."""
     state, cause = run.state, run.cause
-    if cause is None or volumes.find(tx, state.volume_id) is None:
+    volume = volumes.find(tx, state.volume_id)
+    if cause is None or volume is None or volume.status not in IN_FLIGHT:
         return
     fault = {"code": cause.code, "message": cause.message}
     volumes.transition(tx, state.volume_id, IN_FLIGHT, Status.ERROR, run.request, fault=fault, promised=0)

@@ -12,7 +12,7 @@ from volctl.engine.task import Direction, Flow, Task
 from volctl.errors import ExistsError
 from volctl.flows.context import Context
 from volctl.images import store
-from volctl.model import Json, now
+from volctl.model import Json, Status, now
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -150,6 +150,11 @@ class DeleteImageEntryTask(ImageDeleteTask):
         events.add(tx, "image.delete", run.state.image_id, run.request, {})
 
 
+def stuck(tx: Connection, run: ImageDeleteRun) -> None:
+    """The file may be gone or not: no longer `available`, and the flow is tried again."""
+    images.change(tx, run.state.image_id, status=Status.ERROR_DELETING)
+
+
 ADD = Flow("image_add", ImageState, CheckImageTask(), CopyImageTask(), ImageEntryTask())
 DELETE = Flow(
     "image_delete",
@@ -157,4 +162,5 @@ DELETE = Flow(
     DeleteImageFileTask(),
     DeleteImageEntryTask(),
     direction=Direction.COMPLETE,
+    on_stuck=stuck,
 )

@@ -12,7 +12,7 @@ from volctl.errors import BackendError, NoBackendError, NoSpaceError, VolctlErro
 from volctl.flows.context import Context
 from volctl.flows.create import CreateState
 from volctl.model import Explanation, format_size, to_json
-from volctl.scheduler import Policy, Pool, Request
+from volctl.scheduler import Policy, Pool, Request, check_expression, check_policy
 from volctl.scheduler import choose as schedule
 
 if TYPE_CHECKING:
@@ -110,6 +110,21 @@ def _pool(seen: Seen, sums: tuple[int, int, int], promised: int) -> Pool:
 
 def policy(env: Context) -> Policy:
     return Policy(env.config.filters, dict(env.config.weighers))
+
+
+def check(env: Context) -> None:
+    """`ConfigError` for what every choice would stumble over, before there is a row that it could fail."""
+    env.backends.all()
+    check_policy(policy(env))
+    for config in env.backends.configs:
+        check_functions(config)
+
+
+def check_functions(config: BackendConfig) -> None:
+    """`ConfigError` with the position for an expression that cannot be read."""
+    for key in ("filter_function", "goodness_function"):
+        if (text := getattr(config, key)) is not None:
+            check_expression(text, f"{key} of backend {config.name!r}")
 
 
 def choose(tx: Connection, env: Context, found: Survey, state: CreateState) -> Explanation:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from volctl.db import images, snapshots, volumes
 from volctl.errors import AmbiguousError, NotFoundError, UsageError
-from volctl.model import CreateRequest, Image, Snapshot, SourceKind, Volume, is_uuid
+from volctl.model import CreateRequest, Image, Snapshot, Source, SourceKind, Volume, is_uuid
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -88,6 +88,17 @@ def source(tx: Connection, project: str, request: CreateRequest) -> SourceRef:
     if request.from_image is not None:
         return _image_source(tx, project, request.from_image)
     return SourceRef(SourceKind.BLANK)
+
+
+def names_source(request: CreateRequest, source: Source) -> bool:
+    """Does the request name this source, which may be gone by now?"""
+    texts = {
+        SourceKind.IMAGE: request.from_image,
+        SourceKind.SNAPSHOT: request.from_snapshot,
+        SourceKind.VOLUME: request.from_volume,
+    }
+    text = texts.get(source.kind)
+    return text is not None and (text in (source.id, source.name) or os.path.abspath(text) == source.name)
 
 
 def _volume_source(tx: Connection, project: str, ref: str) -> SourceRef:

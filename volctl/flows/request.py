@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from volctl.db import images, snapshots, types, volumes
 from volctl.db.quotas import Usage
 from volctl.errors import ConfigError, ConflictError, ExistsError, ImageUnsafeError, NotFoundError, UsageError
-from volctl.flows import refs
+from volctl.flows import pools, refs
 from volctl.flows.context import Context
 from volctl.flows.create import CreateState
 from volctl.images.gate import CheckedImage, check_fits
@@ -73,6 +73,7 @@ def resolve(env: Context, state: CreateState) -> None:
     """Fill the request spec, or raise what is wrong with the request."""
     request = CreateRequest(**state.request)
     _own_words(env, state, request)
+    pools.check(env)
     with env.store.read() as tx:
         _check_name(tx, state)
         volume, wanted, least = _source(tx, state)
@@ -101,8 +102,9 @@ def _own_words(env: Context, state: CreateState, request: CreateRequest) -> None
         state.size = usage(parse_size, request.size)
     elif state.kind is SourceKind.BLANK:
         raise UsageError("a blank volume needs a size", hint="say --size, such as --size 10 for 10 GiB")
-    if (request.checksum or request.image_format != "auto") and request.from_image is None:
-        raise UsageError("--checksum and --image-format go with --from-image")
+    of_image = request.checksum is not None or request.image_format != "auto" or request.allow_device
+    if of_image and request.from_image is None:
+        raise UsageError("--checksum, --image-format and --allow-device go with --from-image")
 
 
 def _check_name(tx: Connection, state: CreateState) -> None:
@@ -296,8 +298,8 @@ def as_row(state: CreateState) -> Json:
     }
 
 
-def check_quota(tx: Connection, env: Context, state: CreateState) -> None:
-    """What the api flow would say of the quota; reserves nothing."""
+def check_quota(tx: Connection, env: Context, state: CreateState, count: int) -> None:
+    """What the api flow would say of the quota for so many such volumes; reserves nothing."""
     quota = env.quota(state.project)
     quota.check_size(tx, state.size)
-    quota.check(tx, Usage(volumes=1, gigabytes=state.size), state.type)
+    quota.check(tx, Usage(volumes=count, gigabytes=count * state.size), state.type)

@@ -1,7 +1,7 @@
 """The gate: an image file is opened once, and is safe, whole and what it claims to be, or refused.
 
 Nothing else of volctl reads an image but through the descriptor of a `CheckedImage`. The order
-matters: content decides the format, then our own readers (`formats`) and OpenStack's
+matters: content decides the format, then our own readers (`formats`) and, for VMDK, OpenStack's
 `format_inspector` look at the tables, and only then may QEMU open the file, with an explicit
 format, for what they cannot see. Raw content is never given to a program here.
 """

@@ -16,7 +16,7 @@ MEMORY = 256 * MiB
 SECONDS = 1  # of processor time, more for what really holds much
 HEAD = 2 * MiB  # holds the longest descriptor of a VMDK
 FOOTER = 1536
-INSPECTED = ("qcow2", "vmdk")  # where format_inspector has checks at all
+INSPECTED = ("vmdk",)  # of qcow2 it sees the three header fields that our reader and `qemu-img info` see: 75 ms
 NOT_DONE, CORRUPT, LEAKS, NO_CHECK = 1, 2, 3, 63  # exit statuses of `qemu-img check`
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from volctl.backend import Setup, load
+from volctl.backend import Backend, Setup, load
 from volctl.config import BackendConfig, Config, Places, default_path, places
 from volctl.config import load as load_config
 from volctl.errors import ConfigError, VolctlError
+from volctl.flows.context import check_pools
+from volctl.flows.pools import check_functions
 from volctl.model import Json, to_json
-from volctl.scheduler import Policy, check_expression, check_policy
+from volctl.scheduler import Policy, check_policy
 from volctl.service.session import Options
 
 
@@ -51,21 +53,25 @@ def problems(config: Config, where: Places) -> list[str]:
         check_policy(Policy(config.filters, dict(config.weighers)))
     except VolctlError as error:
         found.append(error.message)
+    made: list[Backend] = []
     for backend in config.backends:
-        found += _backend_problems(backend)
+        found += _backend_problems(backend, made)
+    try:
+        check_pools(made)
+    except VolctlError as error:
+        found.append(error.message)
     return found
 
 
-def _backend_problems(backend: BackendConfig) -> list[str]:
+def _backend_problems(backend: BackendConfig, made: list[Backend]) -> list[str]:
+    """Of one backend, which is added to `made` if it can be."""
     found = []
-    for key in ("filter_function", "goodness_function"):
-        if (text := getattr(backend, key)) is not None:
-            try:
-                check_expression(text, f"{key} of backend {backend.name!r}")
-            except VolctlError as error:
-                found.append(error.message)
     try:
-        load(backend.kind)(Setup(backend.name, backend.options, "", backend.builtin))
+        check_functions(backend)
+    except VolctlError as error:
+        found.append(error.message)
+    try:
+        made.append(load(backend.kind)(Setup(backend.name, backend.options, "", backend.builtin)))
     except VolctlError as error:
         found.append(error.message)
     return found

@@ -55,8 +55,15 @@ def _object(session: Session, tx: Connection, ref: str) -> str | None:
 
 
 def retry(session: Session, ref: str) -> FlowRun:
-    """Undo or complete an unfinished flow now; its error if it is stuck again."""
-    row = _open(session, ref)
+    """Undo or complete an unfinished flow now; its error if it is stuck again.
+
+    One that has ended well is success: the settling before this command may have been faster.
+    """
+    with session.store.read() as tx:
+        row = _find(session, tx, ref)
+    if row["phase"] in (journal.DONE, journal.UNDONE):
+        return journal.as_run(row)
+    _refuse_ended(row)
     with session.locked(row["locks"]):
         said = session.engine.resume(row["id"])
     if said:
@@ -94,9 +101,13 @@ def _close(tx: Connection, row: RowMapping) -> None:
 def _open(session: Session, ref: str) -> RowMapping:
     with session.store.read() as tx:
         row = _find(session, tx, ref)
+    _refuse_ended(row)
+    return row
+
+
+def _refuse_ended(row: RowMapping) -> None:
     if row["ended_at"]:
         raise ConflictError(f"flow {row['id']} has ended ({row['phase']})")
-    return row
 
 
 def _run(session: Session, flow_id: str) -> FlowRun:

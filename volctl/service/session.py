@@ -12,10 +12,10 @@ from pathlib import Path
 
 from volctl import interrupt
 from volctl.config import Config, Places, load, places
-from volctl.db import events, images, volumes
+from volctl.db import events
 from volctl.db.store import Store, keep_owner, open_store
 from volctl.engine import journal
-from volctl.engine.locks import LockDirectory, LockSet, Names, released
+from volctl.engine.locks import LockDirectory, LockSet, Names
 from volctl.engine.run import Engine
 from volctl.errors import AccessError, ConfigError, TimedOut, UsageError
 from volctl.flows import FLOWS
@@ -65,16 +65,9 @@ class Session:
     def store(self) -> Store:
         return self.env.store
 
-    @contextmanager
-    def locked(self, names: Names) -> Iterator[LockSet]:
-        """Hold locks by the ids of volumes (`exclusive` or `shared`); files of the gone are removed."""
-        with released(self.locks.acquire(names, self.lock_timeout), self.lives) as locks:
-            yield locks
-
-    def lives(self, object_id: str) -> bool:
-        """Is there a volume or an image of that id?"""
-        with self.store.read() as tx:
-            return volumes.find(tx, object_id) is not None or images.find(tx, object_id) is not None
+    def locked(self, names: Names) -> LockSet:
+        """Hold locks by the ids of volumes (`exclusive` or `shared`) for a `with` block."""
+        return self.locks.acquire(names, self.lock_timeout)
 
 
 @contextmanager
@@ -155,9 +148,9 @@ def _settle(session: Session, *, reads: bool) -> None:
     try:
         if reads:
             with interrupt.budget(READ_SETTLE):
-                said = session.engine.settle(session.lives)
+                said = session.engine.settle()
         else:
-            said = session.engine.settle(session.lives)
+            said = session.engine.settle()
             _prune(session)
     except TimedOut:
         if not reads:

@@ -6,7 +6,7 @@ import fnmatch
 import itertools
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from volctl import interrupt
@@ -34,6 +34,8 @@ from volctl.model import (
     Volume,
     VolumeDetails,
     check_name,
+    exact_size,
+    format_size,
     parse_size,
 )
 from volctl.service.session import Session
@@ -74,9 +76,14 @@ def _create(session: Session, wanted: CreateRequest) -> Volume:
             raise
     with session.store.read() as tx:
         made = volumes.get(tx, volume_id)
-    if wanted.size is not None and made.size != parse_size(wanted.size):
-        session.watcher.warn(f"the size was rounded up to {made.size} bytes, which backend {made.backend} can make")
+    if wanted.size is not None:
+        _tell_rounding(session, made, exact_size(wanted.size))
     return made
+
+
+def _tell_rounding(session: Session, made: Volume, asked: int) -> None:
+    if made.size != asked:
+        session.watcher.warn(f"the size was rounded up to {made.size} bytes ({format_size(made.size)})")
 
 
 def _row_left(session: Session, volume_id: str) -> str | None:
@@ -100,39 +107,70 @@ def _source_lock(env: Context, source: SourceRef) -> dict[str, str]:
 
 def _present(session: Session, wanted: CreateRequest) -> Volume | None:
     """The volume of that name if it is what is wanted; None if it is to be made (anew)."""
+    found = _named(session, wanted)
+    while found is not None and found.status not in FINAL:
+        found = _awaited(session, wanted, found)
+    if found is None or _same(session, wanted, found):
+        return found
+    _delete(session, found, force=False)
+    return None
+
+
+def _named(session: Session, wanted: CreateRequest) -> Volume | None:
     with session.store.read() as tx:
-        found = volumes.by_name(tx, session.project, request.usage(check_name, wanted.name or ""))
-    if found is None:
-        return None
-    if found.status not in FINAL:
-        with session.locked({found.id: EXCLUSIVE}):
-            pass  # whoever works on it is done
-        return _present(session, wanted)
-    with session.store.read() as tx:
-        source = refs.source(tx, session.project, wanted)
-        asked = volumes.column(tx, found.id, "requested")
-        stuck = journal.is_open_for(tx, found.id)
-    if found.status in (Status.ERROR, Status.ERROR_DELETING):
-        _make_way(session, found, stuck=stuck)
-        return None
-    _compare(found, asked, request.wanted(wanted, source))
+        return volumes.by_name(tx, session.project, request.usage(check_name, wanted.name or ""))
+
+
+def _awaited(session: Session, wanted: CreateRequest, busy: Volume) -> Volume | None:
+    """The volume of that name when whoever works on it is done or gone."""
+    with session.locked({busy.id: EXCLUSIVE}):
+        pass
+    for line in session.engine.settle():
+        session.watcher.warn(f"settled: {line}")
+    found = _named(session, wanted)
+    if found is not None and (found.status, found.updated_at) == (busy.status, busy.updated_at):
+        raise _in_the_way(found)
     return found
 
 
-def _make_way(session: Session, found: Volume, *, stuck: bool) -> None:
-    """Delete a failed volume that never held anything; any other in `error` is somebody's."""
+def _same(session: Session, wanted: CreateRequest, found: Volume) -> bool:
+    """Is it what is wanted? False for a failed volume that may be replaced; else a `ConflictError`."""
+    if found.status in (Status.ERROR, Status.ERROR_DELETING):
+        _check_worthless(session, found)
+        return False
+    with session.store.read() as tx:
+        there = volumes.column(tx, found.id, "requested") or {}
+    _compare(found, there, request.wanted(wanted, _source_wanted(session, wanted, found)))
+    return True
+
+
+def _source_wanted(session: Session, wanted: CreateRequest, found: Volume) -> SourceRef:
+    """The source as it was, if it is gone meanwhile: the command may be run again all the same."""
+    try:
+        with session.store.read() as tx:
+            return refs.source(tx, session.project, wanted)
+    except NotFoundError:
+        if not refs.names_source(wanted, found.source):
+            raise
+        path = found.source.name if found.source.id is None else None
+        return SourceRef(found.source.kind, found.source.id, path=path)
+
+
+def _check_worthless(session: Session, found: Volume) -> None:
+    """`ConflictError` unless it is a failed volume that never held anything."""
+    with session.store.read() as tx:
+        stuck = journal.is_open_for(tx, found.id)
     worthless = found.status is Status.ERROR and found.available_at is None and not attachment(found)
     if not worthless or found.protected or stuck:
-        raise ConflictError(
-            f"volume {found.label} is there and in status {found.status}",
-            hint=f"volctl show {found.label} says why",
-            volume=found.id,
-        )
-    _delete(session, found, force=False)
+        raise _in_the_way(found)
 
 
-def _compare(found: Volume, there: dict[str, object] | None, asked: dict[str, object]) -> None:
-    there = there or {}
+def _in_the_way(found: Volume) -> ConflictError:
+    said = f"volume {found.label} is there and in status {found.status}"
+    return ConflictError(said, hint=f"volctl show {found.label} says why", volume=found.id)
+
+
+def _compare(found: Volume, there: dict[str, object], asked: dict[str, object]) -> None:
     size, type_name = asked["size"], asked["type"]
     different = []
     if size not in (None, there.get("size"), found.size):
@@ -153,16 +191,23 @@ def _source_text(source: object) -> str:
     return " ".join(str(part) for part in source if part) if isinstance(source, list) else str(source)
 
 
-def plan(session: Session, wanted: CreateRequest) -> Explanation:
-    """What a create would get, and why; nothing is changed. `chosen` is None if no backend passes."""
+def plan(session: Session, wanted: CreateRequest, count: int = 1) -> Explanation:
+    """What a create of `count` such volumes would get, and why; nothing is changed.
+
+    `chosen` is None if no backend passes. With `if_absent` and the volume there, why it is where it is.
+    """
+    if wanted.if_absent and (found := _named(session, wanted)) is not None:
+        if _same(session, wanted, found):
+            return show(session, found.id).explanation or Explanation(found.size, found.type, found.backend, ())
+        wanted = replace(wanted, name=None)
     with session.store.read() as tx:
         source = refs.source(tx, session.project, wanted)
     state = CreateState("", session.project, asdict(wanted), asdict(source))
     request.resolve(session.env, state)
-    found = pools.survey(session.env)
+    survey = pools.survey(session.env)
     with session.store.read() as tx:
-        request.check_quota(tx, session.env, state)
-        return pools.choose(tx, session.env, found, state)
+        request.check_quota(tx, session.env, state, count)
+        return pools.choose(tx, session.env, survey, state)
 
 
 def list_(
@@ -235,12 +280,13 @@ def path(session: Session, ref: str) -> str:
 
 def extend(session: Session, ref: str, size: str) -> Volume:
     """Grow to SIZE, or by +SIZE."""
-    volume = find(session, ref)
-    by = size.startswith("+")
-    state = ExtendState(volume.id, request.usage(parse_size, size.removeprefix("+")), by=by)
+    volume, by, text = find(session, ref), size.startswith("+"), size.removeprefix("+")
+    state = ExtendState(volume.id, request.usage(parse_size, text), by=by)
     with session.locked({volume.id: EXCLUSIVE}) as locks:
         session.engine.start("volume_extend", state, object_id=volume.id, locks=locks)
-    return find(session, volume.id)
+    made = find(session, volume.id)
+    _tell_rounding(session, made, exact_size(text) + (volume.size if by else 0))
+    return made
 
 
 def update(
@@ -365,5 +411,5 @@ def wait(session: Session, ref: str, status: str = "available") -> Volume | None
             return volume
         if volume.status in (Status.ERROR, Status.ERROR_DELETING) and status not in GONE:
             raise ConflictError(f"volume {volume.label} is {volume.status}", volume=volume.id)
-        session.engine.settle(session.lives)
+        session.engine.settle()
         interrupt.pause(0.1)

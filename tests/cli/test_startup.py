@@ -1,0 +1,76 @@
+"""What is asked without doing anything must not pay for what does it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXPENSIVE = ("asyncio", "oslo_utils", "pydantic", "pyudev", "rich", "sh", "sqlalchemy", "volctl.service")
+PROBE = """
+import sys
+from volctl.cli import main
+code = main(sys.argv[1:])
+print(*sorted(name for name in {expensive} if name in sys.modules), file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def probe(*argv: str) -> tuple[int, list[str], str]:
+    """Exit code, the expensive modules that were imported, stdout."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE.format(expensive=EXPENSIVE), *argv], capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stderr.splitlines()[-1].split(), done.stdout
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--version"],
+        ["--help"],
+        ["create", "--help"],
+        ["snapshot", "--help"],
+        ["image", "add", "--help"],
+        ["completion", "bash"],
+        ["completion", "zsh"],
+        ["completion", "fish"],
+    ],
+    ids=" ".join,
+)
+def test_answers_without_expensive_imports(argv: list[str]) -> None:
+    code, imported, out = probe(*argv)
+    assert (code, imported) == (0, [])
+    assert out
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [[], ["nope"], ["list", "--nope"], ["show"], ["list", "-c", "nope"], ["delete", "x", "-o", "json"]],
+    ids=" ".join,
+)
+def test_usage_errors_without_expensive_imports(argv: list[str]) -> None:
+    code, imported, out = probe(*argv)
+    assert (code, imported, out) == (2, [], "")
+
+
+def test_version_does_not_need_the_parser() -> None:
+    script = "import sys; from volctl.cli import main; main(['--version']); print('typer' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[1] == "False"
+
+
+def test_runs_as_a_module_from_anywhere(tmp_path: Path) -> None:
+    root = str(Path(__file__).resolve().parents[2])
+    done = subprocess.run(
+        [sys.executable, "-m", "volctl", "--version"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("volctl 0.")

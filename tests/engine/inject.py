@@ -1,0 +1,68 @@
+"""Failures put into a flow: a task is replaced by a subclass of itself that fails where it is told.
+
+The subclass keeps the task's name, so the flow stays the one that the next command knows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from volctl import errors
+from volctl.engine.task import Flow, Task
+from volctl.flows import FLOWS
+
+Json = dict[str, Any]
+Step = Callable[..., Any]
+
+
+def inject(change: Json) -> None:
+    """`flow`, `task`, `half` (gather … unrecord), `when` (before, after), `error` (a code, or a Python error),
+    and `while` (a file: only as long as it is there).
+
+    With `insert`, another task of that name goes in front of `task` instead: another version's flow.
+    """
+    flow = FLOWS[change["flow"]]
+    tasks = []
+    for task in flow.tasks:
+        if task.name != change["task"]:
+            tasks.append(task)
+        elif "insert" in change:
+            tasks += [type(change["insert"], (Task,), {})(), task]
+        else:
+            tasks.append(failing(task, change))
+    new: Flow[Any, Any] = Flow(flow.name, flow.state, *tasks, direction=flow.direction)
+    new.on_undone, new.on_stuck = flow.on_undone, flow.on_stuck
+    FLOWS[flow.name] = new
+
+
+def failing(task: Task[Any, Any], change: Json) -> Task[Any, Any]:
+    half: Step = getattr(type(task), change["half"])
+
+    def broken(self: Task[Any, Any], *args: Any) -> None:
+        if change.get("when") == "after":
+            half(self, *args)
+        if "while" not in change or Path(change["while"]).exists():
+            raise error_of(change["error"])
+        if change.get("when") != "after":
+            half(self, *args)
+
+    made: Task[Any, Any] = type(task.name, (type(task),), {change["half"]: broken})()
+    return made
+
+
+def error_of(code: str) -> Exception:
+    """The error of that code (`errors`), or a mistake of ours: `RuntimeError`."""
+    said = f"injected {json.dumps(code)}"
+    if code == "RuntimeError":
+        return RuntimeError(said)
+    return _classes(errors.VolctlError)[code](said)
+
+
+def _classes(base: type[errors.VolctlError]) -> dict[str, type[errors.VolctlError]]:
+    known = {base.code: base}
+    for child in base.__subclasses__():
+        known = _classes(child) | known
+    return known

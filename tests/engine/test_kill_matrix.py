@@ -1,0 +1,236 @@
+"""kill -9 at every instant of every verb, then one command, then all of SPEC section 11 holds.
+
+The instants: before and after every commit and every outside action, of going forward and of undoing,
+and before each file that is made, renamed, cut, locked or removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from tests import oracle
+from tests.engine.crash import KILLED, Ended, Rig
+from tests.oracle import Content
+
+Verdict = Callable[[Rig, Ended, Ended], str | None]
+"""(the world after one more command, the command that died, the same one that did not) → what is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One command line in one world. `least` kill points, so that the check cannot pass emptily."""
+
+    argv: str
+    verdict: Verdict
+    least: int
+    prepare: Callable[[Rig], None] = lambda rig: None
+    order: dict[str, Any] = field(default_factory=dict)
+    status: int = 0
+    reads_as: dict[str, str] = field(default_factory=dict)
+    """What objects read as at the end, other than at the beginning."""
+
+    def words(self, rig: Rig) -> list[str]:
+        source = rig.contents["image"].source
+        assert source is not None
+        return self.argv.replace("QCOW2", str(source.with_name("disk.qcow2"))).replace("RAW", str(source)).split()
+
+    def contents(self, rig: Rig) -> dict[str, Content]:
+        return {name: rig.contents[what] for name, what in self.reads_as.items()}
+
+
+# -- what must have become of it
+
+
+def made(rig: Rig, died: Ended, whole: Ended) -> str | None:
+    """A create: nothing before its row was committed, a failed volume before the last commit, then all of it."""
+    return _created(rig.volume("v"), died, whole, ("cancelled",))
+
+
+def made_elsewhere(rig: Rig, died: Ended, whole: Ended) -> str | None:
+    """The same where the first backend failed: death in its undo leaves the backend's reason."""
+    return _created(rig.volume("v"), died, whole, ("cancelled", "backend"))
+
+
+def snapshot_made(rig: Rig, died: Ended, whole: Ended) -> str | None:
+    return _created(rig.snapshot("s"), died, whole, ("cancelled",))
+
+
+def _created(row: dict[str, Any] | None, died: Ended, whole: Ended, codes: tuple[str, ...]) -> str | None:
+    if died.commits == 0:
+        return f"not committed, but there is {row}" if row else None
+    if row is None:
+        return "committed, but there is no row"
+    status = "available" if died.commits == whole.commits else "error"
+    if row["status"] != status:
+        return f"{row['status']}, not {status}, after {died.commits} of {whole.commits} commits"
+    if status == "error" and row["fault"]["code"] not in codes:
+        return f"fault {row['fault']}"
+    return None
+
+
+def failed(rig: Rig, died: Ended, whole: Ended) -> str | None:
+    """A create that fails everywhere: never anything but `error`, with an attempt for each undo that was done."""
+    row = rig.volume("v")
+    if died.commits == 0:
+        return f"not committed, but there is {row}" if row else None
+    return None if row and row["status"] == "error" else f"there is {row}"
+
+
+def cancelled(rig: Rig, died: Ended, whole: Ended) -> str | None:
+    """A create that was cancelled leaves nothing once its undo was begun; before, it died like any other."""
+    row = rig.volume("v")
+    if died.commits == 0 or any(point.startswith("before undo") for point in died.points):
+        return f"cancelled, but there is {row}" if row else None
+    return None if row is None or row["status"] == "error" else f"there is {row['status']}"
+
+
+def deleted(rig: Rig, died: Ended, whole: Ended) -> str | None:
+    """A delete: as before until its first commit, gone after one more command since."""
+    row = rig.volume("bystander")
+    if died.commits == 0:
+        return None if row and row["status"] == "available" else f"not committed, but there is {row}"
+    return f"committed, but there is {row}" if row else None
+
+
+def cascaded(rig: Rig, died: Ended, whole: Ended) -> str | None:
+    """Snapshots one by one, then the volume: what was not begun is untouched."""
+    tables = oracle.load(rig.state)
+    faults = [row for row in (*tables["volumes"], *tables["snapshots"]) if row["status"] != "available"]
+    if died.commits == whole.commits and rig.volume("src"):
+        return "the volume is still there"
+    if died.commits == 0 and len(tables["snapshots"]) != 2:
+        return "nothing was committed, but snapshots are gone"
+    return f"not available: {faults}" if faults else None
+
+
+def snapshot_deleted(rig: Rig, died: Ended, whole: Ended) -> str | None:
+    there = rig.snapshot("snap") is not None
+    return None if there == (died.commits == 0) else f"after {died.commits} commits the snapshot is there: {there}"
+
+
+def extended(rig: Rig, died: Ended, whole: Ended) -> str | None:
+    size = rig.there("src")["size"]
+    wanted = 2 * 1024**2 if died.commits == 0 else 5 * 1024**2
+    return None if size == wanted else f"{size} bytes after {died.commits} commits"
+
+
+def reverted(rig: Rig, died: Ended, whole: Ended) -> str | None:
+    wanted = rig.contents["src" if died.commits == 0 else "then"]
+    return oracle.differs(rig.file("src"), wanted)
+
+
+def image_added(rig: Rig, died: Ended, whole: Ended) -> str | None:
+    there = any(row["name"] == "i" for row in oracle.load(rig.state)["images"])
+    done = died.commits == whole.commits
+    return None if there == done else f"after {died.commits} of {whole.commits} commits the image is there: {there}"
+
+
+def image_deleted(rig: Rig, died: Ended, whole: Ended) -> str | None:
+    there = bool(oracle.load(rig.state)["images"])
+    return None if there == (died.commits == 0) else f"after {died.commits} commits the image is there: {there}"
+
+
+# -- the worlds
+
+
+def a_fails(rig: Rig) -> None:
+    rig.order("a", create="no such luck")
+
+
+def a_fails_late(rig: Rig) -> None:
+    rig.order("a", clone={"error": "no_space", "message": "full", "after": True})
+
+
+def both_fail(rig: Rig) -> None:
+    rig.order("a", create="no such luck")
+    rig.order("b", create={"message": "nor here", "after": True})
+
+
+INTERRUPT = {"signals": {"before CreateVolumeFromSpecTask": 2}}
+EXPIRE = {"signals": {"before CreateVolumeFromSpecTask": "expire"}}
+CASES = {
+    "blank": Case("create v --size 3M", made, 14),
+    "from-snapshot": Case("create v --from-snapshot snap --size 3M", made, 15, reads_as={"v": "then"}),
+    "from-volume": Case("create v --from-volume src", made, 15, reads_as={"v": "src"}),
+    "from-image": Case("create v --from-image QCOW2 --size 3M", made, 15, reads_as={"v": "image"}),
+    "from-registered": Case("create v --from-image registered", made, 15, reads_as={"v": "image"}),
+    "across": Case("create v --from-snapshot snap --backend b --size 3M", made, 15, reads_as={"v": "then"}),
+    "rescheduled": Case("create v --size 3M", made_elsewhere, 28, a_fails),
+    "failed": Case("create v --size 3M", failed, 42, both_fail, status=8),
+    "one-attempt": Case("create v --size 3M --max-attempts 1", failed, 18, a_fails, status=8),
+    "clone-fails": Case("create v --from-volume src", failed, 28, a_fails_late, status=6),
+    "interrupted": Case("create v --size 3M", cancelled, 16, order=INTERRUPT, status=130),
+    "timed-out": Case("create v --size 3M", cancelled, 16, order=EXPIRE, status=124),
+    "delete": Case("delete bystander -y", deleted, 9),
+    "delete-cascade": Case("delete src --cascade -y", cascaded, 24),
+    "extend": Case("extend src 5M", extended, 7),
+    "snapshot": Case("snapshot create src s", snapshot_made, 10, reads_as={"s": "src"}),
+    "snapshot-delete": Case("snapshot delete snap -y", snapshot_deleted, 8),
+    "revert": Case("revert src snap -y", reverted, 10),
+    "image-add": Case("image add i RAW --copy", image_added, 9),
+    "image-delete": Case("image delete registered -y", image_deleted, 8),
+}
+
+
+@contextmanager
+def prepared(world: Rig, case: Case) -> Iterator[Rig]:
+    with world.copy() as rig:
+        case.prepare(rig)
+        yield rig
+
+
+def uncut(world: Rig, case: Case) -> Ended:
+    """The command that nobody kills: it must do its work, and say how many points there are."""
+    with prepared(world, case) as rig:
+        whole = rig.run(*case.words(rig), files=True, status=case.status, **case.order)
+        assert after(rig, case, whole, whole) == []
+    assert len(whole.points) >= case.least, whole.points
+    return whole
+
+
+def after(rig: Rig, case: Case, died: Ended, whole: Ended) -> list[str]:
+    """One more command, the oracle, and what must have become of this very case."""
+    contents = case.contents(rig)
+    if case.verdict is reverted and died.commits:
+        contents["src"] = rig.contents["then"]
+    found = rig.check(**contents)
+    wrong = case.verdict(rig, died, whole)
+    return found + ([wrong] if wrong else [])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_killed_at_any_point_the_next_command_finds_no_leak(world: Rig, name: str) -> None:
+    case = CASES[name]
+    whole = uncut(world, case)
+    wrong = {}
+    for number in range(1, len(whole.points) + 1):
+        with prepared(world, case) as rig:
+            died = rig.run(*case.words(rig), files=True, die_at=number, status=KILLED, **case.order)
+            if found := after(rig, case, died, whole):
+                wrong[f"{number}: {died.points[-1]}"] = found
+    assert not wrong, "\n".join(f"{where}: {found}" for where, found in wrong.items())
+
+
+@pytest.mark.parametrize("name", ["blank", "rescheduled", "interrupted", "delete", "extend", "revert"])
+def test_a_settle_that_is_killed_is_settled_by_the_next(world: Rig, name: str) -> None:
+    """Killed in each commit and outside action, and then again in each of the settle."""
+    case = CASES[name]
+    whole = uncut(world, case)
+    wrong, cases = {}, 0
+    for number in [number for number, point in enumerate(whole.points, 1) if point.startswith(("before", "after"))]:
+        for second in range(1, 100):
+            with prepared(world, case) as rig:
+                died = rig.run(*case.words(rig), files=True, die_at=number, status=KILLED, **case.order)
+                settling = rig.run("list", "--json", die_at=second)
+                if settling.status != KILLED:
+                    break
+                cases += 1
+                if found := after(rig, case, died, whole):
+                    wrong[f"{died.points[-1]}, then {settling.points[-1]}"] = found
+    assert not wrong, "\n".join(f"{where}: {found}" for where, found in wrong.items())
+    assert cases >= 15

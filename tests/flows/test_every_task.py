@@ -1,0 +1,134 @@
+"""An error at every task of every flow, in each of its halves: afterwards all is as SPEC says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests import oracle
+from tests.engine.crash import Ended, Rig
+from volctl.engine.task import Task
+from volctl.flows import FLOWS
+
+Json = dict[str, Any]
+CREATE = ("volume_create_api", "volume_create_scheduler", "volume_create_manager")
+OTHERS = {
+    "volume_delete": "delete bystander -y",
+    "volume_extend": "extend src 5M",
+    "snapshot_create": "snapshot create src s",
+    "snapshot_delete": "snapshot delete snap -y",
+    "volume_revert": "revert src snap -y",
+    "image_add": "image add i IMAGE --copy",
+    "image_delete": "image delete registered -y",
+}
+BEFORE_STORAGE = ("ExtractVolumeRefTask", "OnFailureRescheduleTask", "ExtractVolumeSpecTask", "NotifyVolumeActionTask")
+
+
+Point = tuple[str, str, str, str]
+"""flow, task, half, when"""
+
+
+def points(*names: str) -> list[Point]:
+    """Every place where a task may fail."""
+    return [point for name in names for task in FLOWS[name].tasks for point in _of(name, task)]
+
+
+def _of(flow: str, task: Task[Any, Any]) -> Iterator[Point]:
+    for half in ("gather", "execute", "record") if task.effects else ("gather", "record"):
+        for when in ("before", "after"):
+            yield flow, task.name, half, when
+
+
+def fail(flow: str, task: str, half: str, when: str, error: str) -> list[Json]:
+    return [{"flow": flow, "task": task, "half": half, "when": when, "error": error}]
+
+
+@pytest.mark.parametrize("point", points(*CREATE), ids="-".join)
+@pytest.mark.parametrize(("error", "code", "status"), [("backend", "backend", 8), ("RuntimeError", "internal", 1)])
+def test_a_create_that_fails_in_a_task_leaves_what_spec_says(
+    rig: Rig, point: Point, error: str, code: str, status: int
+) -> None:
+    before = {pool: rig.held(pool) for pool in rig.pools}
+    done = rig.run("create", "v", "--size", "3M", "--json", status=status, inject=fail(*point, error))
+    assert "injected" in done.err and "Traceback" not in done.err
+    assert {pool: rig.held(pool) for pool in rig.pools} == before
+    assert rig.check() == []
+    flow, task, half, _ = point
+    if flow == "volume_create_api":
+        assert rig.volume("v") is None
+        return
+    assert rig.fault("v")[0] == code
+    began = flow == "volume_create_manager" and task not in BEFORE_STORAGE
+    began = began and (task, half) != ("CreateVolumeFromSpecTask", "gather")
+    tried = (["a", "b"] if error == "backend" else ["a"]) if began else []
+    assert [attempt["backend"] for attempt in rig.there("v")["attempts"]] == tried
+    _has_its_events(rig, began=began)
+
+
+def _has_its_events(rig: Rig, *, began: bool) -> None:
+    volume = rig.there("v")["id"]
+    kinds = [event["type"] for event in oracle.load(rig.state)["events"] if event["object"] == volume]
+    assert kinds[0] == "volume.status" and kinds[-1] == "create.error"
+    assert ("create.start" in kinds) == began
+    assert "create.end" not in kinds
+
+
+@pytest.mark.parametrize("point", points(*OTHERS), ids="-".join)
+def test_another_verb_that_fails_in_a_task_is_undone_or_stuck_and_then_completed(rig: Rig, point: Point) -> None:
+    """Never anything between; whether the flow is stuck or not, the outcome is one of the two."""
+    flow = point[0]
+    before = oracle.load(rig.state)
+    done = rig.run(*_words(rig, flow), inject=fail(*point, "RuntimeError"), status=1)
+    assert "injected" in done.err
+    objects = [row["object_id"] for row in rig.flows() if row["ended_at"] is None]
+    assert rig.check(*objects, src=_src(rig)) == []
+    for row in rig.flows():
+        if row["ended_at"] is None:
+            assert row["phase"] == "stuck"
+            rig.run("flow", "retry", row["id"], status=0)
+            assert _outcome(rig, flow, before), "it was completed"
+            return assert_clean(rig)
+    assert not _outcome(rig, flow, before), "it was undone"
+    return assert_clean(rig)
+
+
+def assert_clean(rig: Rig) -> None:
+    assert rig.check(src=_src(rig)) == []
+
+
+def _words(rig: Rig, flow: str) -> list[str]:
+    source = rig.contents["image"].source
+    return OTHERS[flow].replace("IMAGE", str(source)).split()
+
+
+def _src(rig: Rig) -> oracle.Content:
+    """`src` reads as its snapshot if it was reverted; one in `error` is not looked at."""
+    reverted = oracle.differs(rig.file("src"), rig.contents["then"]) is None
+    return rig.contents["then" if reverted else "src"]
+
+
+def _outcome(rig: Rig, flow: str, before: dict[str, list[Json]]) -> bool:
+    """Was it done?"""
+    after = oracle.load(rig.state)
+    if flow == "volume_revert":
+        return oracle.differs(rig.file("src"), rig.contents["then"]) is None
+    kinds = {"volume_delete": "volumes", "snapshot_create": "snapshots", "snapshot_delete": "snapshots"}
+    if flow == "volume_extend":
+        return bool(rig.there("src")["size"] == 5 * 1024**2)
+    kind = kinds.get(flow, "images")
+    good = [row for row in after[kind] if row["status"] == "available"]
+    return len(good) != len(before[kind])
+
+
+def test_no_task_of_the_three_flows_is_left_out() -> None:
+    assert len({task for _, task, *_ in points(*CREATE)}) == 13
+    assert set(CREATE) | set(OTHERS) == set(FLOWS)
+
+
+def told(done: Ended) -> Json:
+    """The JSON line of an error."""
+    error: Json = json.loads(done.err.splitlines()[-1])["error"]
+    return error
