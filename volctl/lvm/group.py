@@ -69,18 +69,26 @@ class Session:
 
     def trouble(self, group: VolumeGroup) -> BackendError | None:
         """What keeps the group from being used: its state, or that it is not ours."""
-        prepare = f"prepare it once: volctl backend init {self.backend}"
+        return self.broken(group) or self.foreign(group)
+
+    def broken(self, group: VolumeGroup) -> BackendError | None:
         for bad, why, hint in (
             (group.exported, "is exported", f"vgimport {self.name}"),
             (group.partial, "lacks some of its disks", "bring them back, or see vgreduce(8)"),
             (group.shared, "is shared or clustered, and volctl works on one machine", "use a local volume group"),
             (not group.writable, "is read-only", f"vgchange -prw {self.name}"),
-            (owner(group) not in (None, self.database), "belongs to another database", "give each its own group"),
-            (owner(group) is None, "is not initialised", prepare),
         ):
             if bad:
                 return BackendError(f"volume group {self.name} of backend {self.backend} {why}", hint=hint)
         return None
+
+    def foreign(self, group: VolumeGroup) -> BackendError | None:
+        found = owner(group)
+        if found == self.database:
+            return None
+        why = "is not initialised" if found is None else f"belongs to another database ({found})"
+        hint = f"prepare it once: volctl backend init {self.backend}" if found is None else "give each its own group"
+        return BackendError(f"volume group {self.name} of backend {self.backend} {why}", hint=hint)
 
     def mine(self, lv: LogicalVolume) -> bool:
         return self.mark in lv.tags
@@ -110,6 +118,10 @@ class Session:
         with locked(self.name) as fd:
             yield Group(self.name, (fd,))
         self.flush()
+
+    def change(self, change: Change) -> None:
+        with self.changing() as verbs:
+            change(verbs)
 
     def flush(self) -> None:
         """LVM writes thick metadata without flushing the disks' caches (measured with power cuts)."""
@@ -165,6 +177,21 @@ class Session:
                 Group(self.name, (lock,)).deactivate(name)
         except InUseError as error:
             raise InUseError(said, hint="stop what uses it first") from error
+
+    def remove(self, name: str, group: VolumeGroup, clear: str) -> None:
+        """Give an LV's extents back, thick ones cleared (`zero`, `discard`, `none`); absent is success."""
+        if not (lv := self.find(group, name)):
+            return
+        if snapshots := group.snapshots(name):
+            raise BackendError(f"{name} has snapshots in {group.name}, such as {snapshots[0].name}")
+        if lv.suspended:
+            self.change(lambda verbs: verbs.resume(name))
+        if not lv.is_thin and clear != "none":
+            if lv.is_cow:
+                self.change(lambda verbs: verbs.split_snapshot(name))
+            with self.opened(name, os.O_RDWR | os.O_EXCL, before=None) as fd:
+                (blocks.zero if clear == "zero" else blocks.discard)(fd, 0, blocks.size(fd))
+        self.change(lambda verbs: verbs.remove(name))
 
 
 def owner(group: VolumeGroup) -> str | None:
