@@ -132,11 +132,10 @@ class Lvm(Backend):
     def _made(self, target: Object, size: int, flags: int) -> Iterator[tuple[int, bool]]:
         """A new LV, open, and whether it is thin: only those are blank."""
         blank, thin = self._blank(target, size, active=True)
+        group = self._vg.see(fresh=False)
         with ExitStack() as stack:
-            opened = self._vg.opened
-            fd = self._begin(
-                target.name, lambda: stack.enter_context(opened(target.name, flags, before=None, make=blank))
-            )
+            opening = lambda: stack.enter_context(self._vg.opened(target.name, flags, group, make=blank))
+            fd: int = self._begin(target.name, opening)
             yield fd, thin
 
     def clone(self, source: Object, target: Object, size: int, progress: Progress) -> None:
@@ -147,7 +146,7 @@ class Lvm(Backend):
         if origin.is_thin and self._pool(group):
             self._share(origin, target.name, self._vg.tags(target), size)
         else:
-            self._copy(origin, target, size, progress)
+            self._copy(group, origin, target, size, progress)
         progress(size, size)
 
     def _share(self, origin: LogicalVolume, name: str, tags: set[str], size: int) -> None:
@@ -155,9 +154,9 @@ class Lvm(Backend):
         if size > origin.size:
             self._vg.change(lambda verbs: verbs.extend(name, size))
 
-    def _copy(self, origin: LogicalVolume, target: Object, size: int, progress: Progress) -> None:
+    def _copy(self, group: VolumeGroup, origin: LogicalVolume, target: Object, size: int, progress: Progress) -> None:
         with (
-            self._vg.opened(origin.name, os.O_RDONLY | os.O_DIRECT, before=origin) as source,
+            self._vg.opened(origin.name, os.O_RDONLY | os.O_DIRECT, group) as source,
             self._made(target, size, os.O_RDWR | os.O_DIRECT) as (fd, thin),
         ):
             blocks.copy(source, fd, origin.size, progress)
@@ -171,8 +170,9 @@ class Lvm(Backend):
 
     @contextmanager
     def reading(self, source: Object) -> Iterator[Target]:
-        lv = self._vg.existing(self._vg.see(), source.name)
-        with self._vg.opened(lv.name, os.O_RDONLY, before=lv):
+        group = self._vg.see()
+        self._vg.existing(group, source.name)
+        with self._vg.opened(source.name, os.O_RDONLY, group):
             yield Target(self.path(source), "raw", zeroed=False)
 
     def extend(self, volume: Object, size: int) -> None:
@@ -208,7 +208,8 @@ class Lvm(Backend):
         if past.is_thin:
             self._swap(group, volume, past, now, size)
         else:
-            thick.copy_back(self._vg, self._vg.existing(group, volume.name), past, size)
+            self._vg.existing(group, volume.name)
+            thick.copy_back(self._vg, group, volume.name, past, size)
 
     def _swap(
         self, group: VolumeGroup, volume: Object, past: LogicalVolume, now: LogicalVolume | None, size: int

@@ -30,10 +30,11 @@ class Suite(Conformance):
         return make(directory.name, database, **self.options)
 
     @pytest.fixture(scope="class")
-    def group(self, disks: list[Path]) -> Iterator[Path]:
+    @classmethod
+    def group(cls, disks: list[Path]) -> Iterator[Path]:
         """A group for all tests of a class, with a thin pool: both take seconds to make."""
         with volume_group(disks[:2], f"t-{uuid.uuid4().hex[:6]}-g") as path:
-            if self.options["provisioning"] == "thin":
+            if cls.options["provisioning"] == "thin":
                 run("lvcreate", "-y", "--type", "thin-pool", "-l", "90%VG", "-Zy", "-n", "volctl", path.name)
                 run("lvchange", "-y", "--errorwhenfull", "y", f"{path.name}/volctl")
             yield path

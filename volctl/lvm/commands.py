@@ -46,7 +46,11 @@ _KINDS: tuple[tuple[str, type[VolctlError], str | None], ...] = (
     (r"thin_check.*(fail|no such)|execvp failed", MissingError, "install the package thin-provisioning-tools"),
     (r"permission denied|operation not permitted", AccessError, None),
     (r"failed to find logical volume|not found in volume group", AbsentError, None),
-    (r"contains a filesystem in use|in use|used by another device|resource busy", InUseError, "stop what uses it"),
+    (
+        r"contains a filesystem in use|in use|not deactivating|used by another device|resource busy",
+        InUseError,
+        "stop what uses it",
+    ),
 )
 
 
@@ -79,8 +83,8 @@ class Group:
         """The group as it is now; `BackendError` if it is not there."""
         try:
             out = self._run("fullreport", *ARGUMENTS, self.name, timeout=LOOK).out
-        except VolctlError as error:
-            if "not found" not in error.message:
+        except BackendError as error:
+            if "not found" not in error.details["stderr"]:
                 raise
             said = f"volume group {self.name} is not there"
             raise BackendError(said, hint="look at `vgs`; its disks may be missing, or it has another name") from error

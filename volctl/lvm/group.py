@@ -130,15 +130,13 @@ class Session:
                 os.fsync(fd)
 
     @contextmanager
-    def opened(
-        self, name: str, flags: int, *, before: LogicalVolume | None, make: Change | None = None
-    ) -> Iterator[int]:
+    def opened(self, name: str, flags: int, group: VolumeGroup, make: Change | None = None) -> Iterator[int]:
         """An LV's device, made or activated first, as an open descriptor; inactive again after.
 
-        `before` is the LV as it was: one that is attached stays active. Activation and open are under
-        one lock, so that nobody else's deactivation comes between.
+        `group` is how it was before: what is attached stays active. Activation and open are under one
+        lock, so that nobody else's deactivation comes between.
         """
-        stays = before is not None and before.active and ATTACHED in before.tags
+        stays = make is None and _attached(group, name)
         try:
             with self._activated(name, flags, make) as fd:
                 yield fd
@@ -189,9 +187,17 @@ class Session:
         if not lv.is_thin and clear != "none":
             if lv.is_cow:
                 self.change(lambda verbs: verbs.split_snapshot(name))
-            with self.opened(name, os.O_RDWR | os.O_EXCL, before=None) as fd:
+            with self.opened(name, os.O_RDWR | os.O_EXCL, group) as fd:
                 (blocks.zero if clear == "zero" else blocks.discard)(fd, 0, blocks.size(fd))
         self.change(lambda verbs: verbs.remove(name))
+
+
+def _attached(group: VolumeGroup, name: str) -> bool:
+    """Also a thick snapshot whose origin is: LVM activates them together."""
+    lv = group.lv(name)
+    if lv and lv.is_cow and lv.origin:
+        lv = group.lv(lv.origin)
+    return lv is not None and lv.active and ATTACHED in lv.tags
 
 
 def owner(group: VolumeGroup) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from volctl.errors import InUseError
 from volctl.lvm import blocks
 from volctl.lvm.group import Session
 from volctl.lvm.report import LogicalVolume, VolumeGroup
@@ -21,13 +22,15 @@ def cow_size(origin: int, percent: int, extent: int) -> int:
 
 def extend(session: Session, group: VolumeGroup, lv: LogicalVolume, size: int, pvs: Sequence[str]) -> None:
     """Grow, then write zeros over the tail; a crash between leaves the tag, and whoever calls again finishes."""
+    if lv.read_only:
+        raise InUseError(f"{lv.name} is attached read-only, and its new end must be zeroed", hint="detach it first")
     tail = min((int(tag.removeprefix(TAIL)) for tag in lv.tags if tag.startswith(TAIL)), default=lv.size)
     if size > lv.size:
         if not any(tag.startswith(TAIL) for tag in lv.tags):
             session.change(lambda verbs: verbs.tag(lv.name, add={f"{TAIL}{tail}"}))
         _grow(session, group, lv, size, pvs)
     if tail < size:
-        with session.opened(lv.name, os.O_RDWR, before=lv) as fd:
+        with session.opened(lv.name, os.O_RDWR, group) as fd:
             blocks.zero(fd, tail, size)
     if tail < size or f"{TAIL}{tail}" in lv.tags:
         session.change(lambda verbs: verbs.tag(lv.name, drop={f"{TAIL}{tail}"}))
@@ -45,15 +48,15 @@ def _grow(session: Session, group: VolumeGroup, lv: LogicalVolume, size: int, pv
             session.change(lambda verbs: verbs.activate(lv.name))
 
 
-def copy_back(session: Session, lv: LogicalVolume, past: LogicalVolume, size: int) -> None:
+def copy_back(session: Session, group: VolumeGroup, name: str, past: LogicalVolume, size: int) -> None:
     """Make a volume read as its snapshot by writing over what differs, so it may be done again.
 
     What differs is in the snapshot's area already, so that takes no more room; merging would
     consume the snapshot.
     """
     with (
-        session.opened(past.name, os.O_RDONLY | os.O_DIRECT, before=past) as source,
-        session.opened(lv.name, os.O_RDWR | os.O_DIRECT | os.O_EXCL, before=lv) as fd,
+        session.opened(past.name, os.O_RDONLY | os.O_DIRECT, group) as source,
+        session.opened(name, os.O_RDWR | os.O_DIRECT | os.O_EXCL, group) as fd,
     ):
         blocks.make_equal(source, fd, past.size)
         blocks.zero(fd, past.size, size)
