@@ -176,20 +176,39 @@ def _wait(child: _Child, program: str, timeout: float | None, grace: float) -> R
 
 def children_left() -> bool:
     """Is there a child that the kernel would not let die? It still works, and holds our locks."""
-    return any(_signal(group, 0) for group in _groups)
+    return any(_lives(group) for group in _groups)
 
 
 def _end(group: int, grace: float) -> bool:
-    """End what is left of a process group; True when it is empty, False if the kernel will not let it."""
+    """End what is left of a process group; True when nobody of it lives, False if the kernel will not let it."""
     for signum, patience in ((0, 0.0), (signal.SIGTERM, grace), (signal.SIGKILL, TERM_GRACE)):
-        if not _signal(group, signum):
+        if not _lives(group):
             return True
+        _signal(group, signum)
         end = time.monotonic() + patience
         while time.monotonic() < end:
-            if not _signal(group, 0):
+            if not _lives(group):
                 return True
             time.sleep(0.005)
-    return False
+    return not _lives(group)
+
+
+def _lives(group: int) -> bool:
+    """Does anybody of the group run? The dead whom nobody waits for (init of a container) do not count."""
+    if not _signal(group, 0):
+        return False
+    states = (_state(pid) for pid in os.listdir("/proc") if pid.isdigit())
+    return any(state not in ("Z", "X") for state, member in states if member == group)
+
+
+def _state(pid: str) -> tuple[str, int]:
+    """A process's state and process group, from /proc/PID/stat (proc(5))."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return "X", 0
+    return fields[0], int(fields[2])
 
 
 def _end_all() -> None:

@@ -73,6 +73,8 @@ class Store:
                 migrations.apply(tx, int(version))
         with self.read() as tx:
             values = {row.key: row.value for row in tx.execute(select(tables.meta.c.key, tables.meta.c.value))}
+        if "uuid" not in values:
+            raise DatabaseError(f"{self.path} has lost its uuid", hint=RECIPE)
         self.uuid = values["uuid"]
         here = machine_id()
         if here and values.get("machine_id") not in (None, here):
@@ -142,8 +144,7 @@ def open_store(path: Path, *, may_create: Callable[[], None] = lambda: None) -> 
     """
     _refuse_network(path.parent)
     if not path.exists():
-        may_create()
-        _create(path)
+        _create(path, may_create)
     _refuse_garbage(path)
     return Store(path, _engine(path))
 
@@ -162,8 +163,10 @@ def _refuse_garbage(path: Path) -> None:
         raise DatabaseError(f"{path} is not a database", hint=RECIPE)
 
 
-def _create(path: Path) -> None:
+def _create(path: Path, may_create: Callable[[], None]) -> None:
     """Build the file under a temporary name, sync it and rename it into place; one process at a time.
+
+    Asked under the lock: another first run may have made it, and a volume, a moment ago.
 
     What a killed first run left under that name is removed by the next one.
     """
@@ -171,6 +174,7 @@ def _create(path: Path) -> None:
     try:
         fcntl.flock(directory, fcntl.LOCK_EX)
         if not path.exists():
+            may_create()
             temporary = path.with_name(f".{path.name}.new")
             _remove(temporary)
             _build(temporary)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Generic
 
 from sqlalchemy import Connection, RowMapping
@@ -41,7 +41,7 @@ class Run(Generic[E, S]):
     found: Any = None
     """What `gather` found and `record` needs; never persisted."""
     again: bool = False
-    """A stuck flow is being tried again: its rows were put right when it got stuck."""
+    """A stuck flow is being tried again."""
 
     @property
     def env(self) -> E:
@@ -255,7 +255,7 @@ class Engine(Generic[E]):
                 journal.mark(tx, run.id, line.position, journal.UNDONE)
         if run.cause.erase:
             self._undo_parents(tx, run)
-        elif run.next is None and not run.again:
+        elif run.next is None and not any(line.state == journal.FAILED for line in lines):
             run.flow.on_undone(tx, run)
         if failed:
             self._mark_stuck(tx, run)
@@ -365,9 +365,11 @@ class Engine(Generic[E]):
             self._mark_stuck(tx, run)
 
     def _known(self, row: RowMapping) -> bool:
-        """Is this flow's task list still the one of this version?"""
+        """Are this flow's task list and state still those of this version?"""
         flow = self.flows.get(row["name"])
-        return flow is not None and flow.task_names == row["tasks"]
+        if flow is None or flow.task_names != row["tasks"]:
+            return False
+        return set(row["state"]) == {field.name for field in fields(flow.state)}
 
     def _restore(self, row: RowMapping) -> Run[E, Any]:
         flow = self.flows[row["name"]]

@@ -6,7 +6,7 @@ the error that says what could not be done, and where. `holders` says who else h
 """
 
 from volctl.files.directory import MARKER, Directory, Ownership, Place, directory_option, os_open, translated
-from volctl.files.holders import device_holders, holders
+from volctl.files.holders import device_holders, holders, know_locks
 from volctl.files.sparse import allocate, copy, grow, reflink, reflinks
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "directory_option",
     "grow",
     "holders",
+    "know_locks",
     "os_open",
     "reflink",
     "reflinks",

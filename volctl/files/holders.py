@@ -9,17 +9,28 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 _FLOCK = "hhqqi"  # struct flock: l_type, l_whence, l_start, l_len, l_pid
+
+_our_locks: Collection[int] = ()
+
+
+def know_locks(descriptors: Collection[int]) -> None:
+    """Descriptors of the lock files we hold, a live collection.
+
+    Whoever has one of those files open as well reads under the same shared lock: no stranger.
+    """
+    global _our_locks
+    _our_locks = descriptors
 
 
 def holders(path: Path, fd: int) -> list[str]:
     """For a person to read: `/dev/loop3, mounted on /mnt`, `qemu-system-x86 (pid 812)`.
 
     `fd` is open on the file at `path` (for reading is enough). This process and its children do not
-    count. Without rights to see the processes of others, a lock still tells of them.
+    count, nor who shares a lock with us. Without rights to see the processes of others, a lock still tells of them.
     """
     strangers, ours = _processes(path, os.fstat(fd))
     found = [*_loops(os.fstat(fd)), *strangers]
@@ -94,7 +105,7 @@ def _processes(path: Path, file: os.stat_result) -> tuple[list[str], bool]:
     strangers, ours = [], False
     for pid in filter(str.isdigit, os.listdir("/proc")):
         if _opens(pid, path.name, file):
-            if _is_ours(int(pid)):
+            if _is_ours(int(pid)) or _shares_lock(pid):
                 ours = ours or int(pid) != os.getpid()
             else:
                 strangers.append(f"{_text(Path('/proc', pid, 'comm')).strip() or 'a process'} (pid {pid})")
@@ -115,6 +126,16 @@ def _is_ours(pid: int) -> bool:
         fields = _text(Path("/proc", str(pid), "stat")).rpartition(")")[2].split()
         pid = int(fields[1]) if fields else 0
     return pid == os.getpid()
+
+
+def _shares_lock(pid: str) -> bool:
+    """By the names alone: one that was replaced is shown as deleted."""
+    try:
+        locks = {os.readlink(f"/proc/self/fd/{descriptor}") for descriptor in _our_locks}
+        with os.scandir(f"/proc/{pid}/fd") as entries:
+            return any(os.readlink(entry.path) in locks for entry in entries)
+    except OSError:
+        return False
 
 
 def _text(path: Path) -> str:

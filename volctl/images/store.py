@@ -17,8 +17,16 @@ def copy_in(image: int, target: Path, progress: Callable[[int, int], None]) -> N
         with files.os_open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
             os.ftruncate(fd, os.fstat(image).st_size)
             files.copy(image, fd, progress)
+            _keep_owner(fd, target.parent)
             os.fsync(fd)
         _sync(target.parent)
+
+
+def _keep_owner(fd: int, directory: Path) -> None:
+    """As root in a state directory of somebody else, the copy is theirs."""
+    if os.geteuid() == 0:
+        owner = directory.stat()
+        os.fchown(fd, owner.st_uid, owner.st_gid)
 
 
 def remove(target: Path) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from volctl import interrupt
+from volctl import command, files, interrupt
 from volctl.config import Config, Places, load, places
 from volctl.db import events
 from volctl.db.store import Store, keep_owner, open_store
@@ -78,6 +78,7 @@ def open_session(options: Options, watcher: Watcher, *, reads: bool = False) -> 
     """
     where = places(options.config, options.state_dir)
     config = load(where)
+    files.know_locks(command.inherited)
     project = options.project or os.environ.get("VOLCTL_PROJECT") or "default"
     usage(check_name, project)
     _prepare(where)
@@ -107,7 +108,9 @@ def _lock_timeout(options: Options) -> float:
 def _prepare(where: Places) -> None:
     """The state directory and what belongs in it, private to its owner."""
     try:
-        for directory in (where.state, where.locks, where.images, where.volumes):
+        _make(where.state)
+        _refuse_writable(where.state)
+        for directory in (where.locks, where.images, where.volumes):
             _make(directory)
     except PermissionError as error:
         raise AccessError(
@@ -116,11 +119,11 @@ def _prepare(where: Places) -> None:
         ) from error
     except OSError as error:
         raise ConfigError(f"the state directory {where.state} cannot be used: {error.strerror}") from error
-    mode = where.state.stat().st_mode
-    if mode & stat.S_IWOTH:
-        raise ConfigError(
-            f"the state directory {where.state} is writable by everybody", hint=f"chmod 700 {where.state}"
-        )
+
+
+def _refuse_writable(state: Path) -> None:
+    if state.stat().st_mode & stat.S_IWOTH:
+        raise ConfigError(f"the state directory {state} is writable by everybody", hint=f"chmod 700 {state}")
 
 
 def _make(directory: Path) -> None:
