@@ -26,12 +26,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from volctl import udev
 from volctl.backend import Attached, Backend, Capabilities, Info, Problem, Progress, Setup, Stats, Target
 from volctl.errors import BackendError, ExistsError, VolctlError
 from volctl.lvm import blocks, devices, placement, prepare, thick
+from volctl.lvm.commands import Group
 from volctl.lvm.group import Change, Session, owner
 from volctl.lvm.report import LogicalVolume, VolumeGroup
 from volctl.lvm.settings import settings
@@ -82,6 +83,10 @@ class Lvm(Backend):
             return placement.problems(self._options, group)
         except VolctlError as error:
             return [Problem(error.message, error.hint)]
+
+    def details(self) -> dict[str, Any]:
+        group = self._vg.see(fresh=False)
+        return placement.details(self._options, group, Group(group.name).autoextend())
 
     def init(self, *, dry_run: bool = False) -> list[str]:
         group = self._vg.look()

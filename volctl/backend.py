@@ -269,6 +269,10 @@ class Backend(ABC):
         """Programs this backend runs; `backend show` says which are there."""
         return []
 
+    def details(self) -> dict[str, Any]:
+        """What else `backend show` says of the pool, as plain values; it may take a program or two."""
+        return {}
+
 
 def check_options(setup: Setup, known: Collection[str]) -> None:
     """`ConfigError` for an option that a backend does not know, with the nearest that it does."""

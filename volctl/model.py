@@ -281,6 +281,7 @@ class BackendState:
 class BackendDetails(BackendState):
     options: Json = field(default_factory=dict)
     tools: tuple[Json, ...] = ()
+    details: Json = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

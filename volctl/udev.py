@@ -38,7 +38,7 @@ def holders(node: Path) -> list[str]:
     """Who holds the device, for a person to read; udev's passing looks are waited for and do not count."""
     end = time.monotonic() + _LOOKS
     while True:
-        found = device_holders(node) if node.is_block_device() else []
+        found = device_holders(node.resolve()) if node.is_block_device() else []  # /proc has no symlinks
         lasting = [holder for holder in found if not holder.startswith(_PROBES)]
         if lasting or not found or time.monotonic() > end:
             return lasting

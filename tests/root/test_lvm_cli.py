@@ -63,6 +63,9 @@ def test_all_four_branches(volctl: Volctl, provisioning: str, image: Path) -> No
     volctl("detach", "a")
     volctl("revert", "a", "s", "-y")
     assert content(volctl, "a") == wanted + bytes(8 * MiB)
+    shown = json.loads(volctl("backend", "show", "fast", "--json").out)["details"]
+    assert shown["provisioning"] == provisioning and shown["thin_pool_autoextend_threshold"] == 100
+    assert provisioning == "thick" or (shown["when_full"] == "error" and shown["monitored"] and shown["data_percent"])
     volctl("create", "too-large", "--size", "10T", status=6)
     volctl("delete", "a", "b", "c", "d", "-y", "--cascade")
     assert set(lvs(GROUP)) <= {"volctl"} and json.loads(volctl("list", "--json").out) == []

@@ -92,6 +92,13 @@ class Group:
             raise BackendError(f"LVM says nothing of volume group {self.name}")
         return found
 
+    def autoextend(self) -> dict[str, str]:
+        """At how many percent LVM's monitoring extends pools and snapshots, as lvm.conf(5) has it."""
+        names = ("thin_pool_autoextend_threshold", "snapshot_autoextend_threshold")
+        out = self._run("lvmconfig", "--type", "full", *(f"activation/{name}" for name in names), timeout=LOOK).out
+        pairs = (line.strip().partition("=") for line in out.splitlines())
+        return {name: value for name, _, value in pairs if name in names}
+
     def create_thin(self, pool: str, name: str, size: int, tags: Collection[str], *, active: bool) -> None:
         """A blank thin LV; LVM does not activate it by itself at boot (-ky)."""
         state = ["-ay", "-K"] if active else ["-an"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from typing import Any
 
 from volctl.backend import Problem, Stats
 from volctl.errors import BackendError
@@ -62,6 +63,23 @@ def problems(options: Settings, group: VolumeGroup) -> list[Problem]:
         (not pool.monitored, f"{where} is not monitored, nobody extends it", f"lvchange --monitor y {name}", False),
     ]
     return [Problem(message, hint, fatal) for bad, message, hint, fatal in found if bad]
+
+
+def details(options: Settings, group: VolumeGroup, autoextend: dict[str, str]) -> dict[str, Any]:
+    """The group, its pool, and what LVM does by itself when they fill: at 100 % (its default) nothing."""
+    pool = pool_of(options, group)
+    thresholds = {name: int(percent) for name, percent in autoextend.items() if percent.isdigit()}
+    found: dict[str, Any] = {"volume_group": group.name, "extent_size": group.extent, "provisioning": "thick"}
+    if pool:
+        found |= {
+            "provisioning": "thin",
+            "pool": pool.name,
+            "data_percent": pool.data_percent,
+            "metadata_percent": pool.metadata_percent,
+            "when_full": pool.when_full,
+            "monitored": pool.monitored,
+        }
+    return found | thresholds
 
 
 def _installed(program: str) -> bool:
