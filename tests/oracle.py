@@ -23,6 +23,8 @@ from typing import Any
 Row = dict[str, Any]
 CHUNK = 1 << 20
 OBJECT = re.compile(r"(volume|snap|image)-([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})")
+DEVICE = re.compile(r"device-(?:ro-)?([0-9a-f-]{36})")
+"""The fake backend's device of an attached volume."""
 OURS_IN_A_POOL = {".volctl", "calls", "fail", "stats"}
 """The marker, and what a test itself puts into a pool of the backend `fake`."""
 STATE_ENTRIES = {"volctl.db", "volctl.db-wal", "volctl.db-shm", "locks", "images", "volumes"}
@@ -86,7 +88,7 @@ def load(state: Path) -> dict[str, list[Row]]:
 
 def _decoded(row: sqlite3.Row) -> Row:
     values = dict(row)
-    for key in ("fault", "cause", "state", "locks", "payload", "attempts", "plan", "tasks", "identity"):
+    for key in ("fault", "cause", "state", "locks", "payload", "attempts", "plan", "tasks", "identity", "attachments"):
         if isinstance(values.get(key), str) and values[key][:1] in ("{", "["):
             values[key] = json.loads(values[key])
     return values
@@ -142,6 +144,9 @@ def _must_be_there(world: World, name: str, row: Row) -> Iterator[str]:
     except FileNotFoundError:
         yield f"{name} ({row['name']}) is {row['status']}, but there is no {path}"
         return
+    for attachment in row.get("attachments", ()) if row["status"] == "in-use" and row["id"] not in world.stuck else ():
+        if not os.path.exists(attachment["device"]):
+            yield f"{name} ({row['name']}) is in-use, but there is no {attachment['device']}"
     if size != row["size"]:
         yield f"{name} ({row['name']}) has {size} bytes, its row says {row['size']}"
     content = world.contents.get(row["id"]) or world.contents.get(row["name"] or "")
@@ -156,7 +161,11 @@ def _must_be_there(world: World, name: str, row: Row) -> Iterator[str]:
 def _may_be_there(world: World, pool: str, name: str, rows: dict[str, Row]) -> Iterator[str]:
     if name in OURS_IN_A_POOL or name in world.foreign.get(pool, {}):
         return
-    if not OBJECT.fullmatch(name):
+    if device := DEVICE.fullmatch(name):
+        row = rows.get(f"volume-{device[1]}")
+        if (row is None or row["status"] != "in-use") and device[1] not in world.stuck:
+            yield f"{pool}/{name} is the device of a volume that is {row['status'] if row else 'gone'}"
+    elif not OBJECT.fullmatch(name):
         yield f"{pool}/{name} is left behind"
     elif name not in rows:
         yield f"{pool}/{name} has no row"
