@@ -119,10 +119,12 @@ def kill_soon() -> None:
 
 
 class TestThin(Suite):
+    stride = 2
     options: ClassVar[dict[str, object]] = {"provisioning": "thin"}
 
 
 class TestThick(Suite):
+    stride = 3
     options: ClassVar[dict[str, object]] = {"provisioning": "thick"}
 
 

@@ -232,13 +232,14 @@ def test_the_lock_of_a_group_outlives_a_killed_command(group: str) -> None:
     from volctl.lvm import locking
 
     code = (
-        "import sys, volctl.command as c; from volctl.lvm.locking import locked\n"
-        f"with locked('{group}') as fd: c.run('sleep', 3, pass_fds=(fd,), keep_locks=True)"
+        "import volctl.command as c; from volctl.lvm.locking import locked\n"
+        f"with locked('{group}') as fd:\n"
+        "    c.run('sh', '-c', 'echo began; exec sleep 3', pass_fds=(fd,), keep_locks=True,"
+        " on_output=lambda piece: print(piece, end='', flush=True))"
     )
-    child = subprocess.Popen(["python3", "-c", code])
-    time.sleep(2)
-    child.kill()
-    child.wait()
+    with subprocess.Popen(["python3", "-c", code], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout and child.stdout.readline() == "began\n"
+        child.kill()
     began = time.monotonic()
     with locking.locked(group):
         pass

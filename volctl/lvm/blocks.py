@@ -5,6 +5,7 @@ Sources: BLKZEROOUT and BLKDISCARD in linux/fs.h; the kernel takes ranges of who
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
@@ -20,25 +21,36 @@ from volctl.model import MiB
 BLKDISCARD, BLKZEROOUT = 0x1277, 0x127F
 STEP = 32 * MiB  # of zeroing: a slow disk writes it in a second
 CHUNK = 4 * MiB  # of copying
-_ERRORS: dict[int, type[VolctlError]] = {28: NoSpaceError, 16: InUseError, 13: AccessError, 1: AccessError}
+_ERRORS: dict[int, type[VolctlError]] = {
+    errno.ENOSPC: NoSpaceError,
+    errno.EBUSY: InUseError,
+    errno.EACCES: AccessError,
+    errno.EPERM: AccessError,
+}
 
 
 @contextmanager
 def device(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
-    """A block device, open; what was done to it is durable at the end if `flags` let one write.
-
-    OSErrors inside are translated: ENOSPC is the thin pool's, EBUSY somebody else's exclusive use.
-    """
-    try:
+    """A block device, open; what was done to it is durable at the end if `flags` let one write."""
+    with _translated(path):
         fd = os.open(path, flags | os.O_CLOEXEC)
-        try:
-            yield fd
-            if flags & os.O_RDWR:
+    try:
+        yield fd
+        if flags & os.O_RDWR:
+            with _translated(path):
                 os.fsync(fd)
-        finally:
-            os.close(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _translated(what: Path | int) -> Iterator[None]:
+    """OSErrors inside become ours: ENOSPC is the thin pool's, EBUSY somebody else's exclusive use."""
+    try:
+        yield
     except OSError as error:
         kind = _ERRORS.get(error.errno or 0, BackendError)
+        path = os.readlink(f"/proc/self/fd/{what}") if isinstance(what, int) else what
         raise kind(f"{path}: {error.strerror or error}") from error
 
 
@@ -49,16 +61,18 @@ def size(fd: int) -> int:
 
 def zero(fd: int, start: int, end: int) -> None:
     """The range [start, end) reads as zeros; its blocks stay allocated."""
-    _ranges(fd, BLKZEROOUT, start, end)
+    with _translated(fd):
+        _ranges(fd, BLKZEROOUT, start, end)
 
 
 def discard(fd: int, start: int, end: int) -> None:
     """Tell the disks that a range is unused; those that cannot do that change nothing."""
-    try:
-        _ranges(fd, BLKDISCARD, start, end)
-    except OSError as error:
-        if error.errno not in (95, 22):  # EOPNOTSUPP, EINVAL
-            raise
+    with _translated(fd):
+        try:
+            _ranges(fd, BLKDISCARD, start, end)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
 
 
 def _ranges(fd: int, request: int, start: int, end: int) -> None:
@@ -71,19 +85,19 @@ def _ranges(fd: int, request: int, start: int, end: int) -> None:
 
 def copy(source: int, target: int, length: int, progress: Callable[[int, int], None]) -> None:
     """Copy the first `length` bytes, zeros too. Both are open with O_DIRECT."""
-    with mmap.mmap(-1, CHUNK) as buffer, memoryview(buffer) as view:
+    with _translated(target), mmap.mmap(-1, CHUNK) as buffer, memoryview(buffer) as view:
         for start in range(0, length, CHUNK):
             interrupt.check()
-            part = view[: min(CHUNK, length - start)]
-            _fill(source, part, start)
-            _write(target, part, start)
-            progress(start + len(part), length)
-            part.release()
+            with view[: min(CHUNK, length - start)] as part:
+                _fill(source, part, start)
+                _write(target, part, start)
+                progress(start + len(part), length)
 
 
 def make_equal(source: int, target: int, length: int) -> None:
     """As `copy`, but write only what differs, so that a snapshot of `target` need not keep more."""
     with (
+        _translated(target),
         mmap.mmap(-1, CHUNK) as ours, memoryview(ours) as wanted,
         mmap.mmap(-1, CHUNK) as theirs, memoryview(theirs) as found,
     ):  # fmt: skip
@@ -111,5 +125,7 @@ def _fill(fd: int, view: memoryview, offset: int) -> None:
 
 
 def _write(fd: int, view: memoryview, offset: int) -> None:
-    if os.pwritev(fd, [view], offset) != len(view):
-        raise BackendError(f"the target took only a part of the bytes at {offset}")
+    done = 0
+    while done < len(view):  # a full pool takes a part, and says so at the next
+        with view[done:] as rest:
+            done += os.pwritev(fd, [rest], offset + done)
