@@ -9,14 +9,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 REPO = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "volctl"
-KEEP = 86400.0  # seconds that an image of a directory is kept after its last use
+KEEP = 8  # images of one kind; the last used
 PROGRAMS = {"qemu-system-x86_64": "qemu-system-x86", "mke2fs": "e2fsprogs", "setpriv": "util-linux", "git": "git"}
 STATE_SIZE = 4 << 30
 FAILED = 125
@@ -49,9 +48,9 @@ def image_of(kind: str, stamp: str, make: Callable[[Path], None]) -> Path:
     with contextlib.suppress(FileNotFoundError):
         os.utime(target)
         return target
-    for old in CACHE.glob(f"vm-{kind}-*"):
-        if old.stat().st_mtime < time.time() - KEEP:
-            old.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):  # another run was first
+        for old in sorted(CACHE.glob(f"vm-{kind}-*"), key=lambda path: path.stat().st_mtime)[: 1 - KEEP]:
+            old.unlink()
     part = target.with_suffix(f".part{os.getpid()}")
     make(part)
     part.replace(target)

@@ -19,7 +19,7 @@ collect_ignore_glob = [] if os.environ.get("VOLCTL_IN_VM") == "1" else ["test_*.
 @pytest.fixture(scope="session")
 def disks() -> list[Path]:
     """The blank disks that `scripts/vm` was given, in order; its own have serials."""
-    blocks = sorted(Path("/sys/block").glob("vd*"))
+    blocks = sorted(Path("/sys/block").glob("vd*"), key=lambda block: (len(block.name), block.name))
     return [Path("/dev", block.name) for block in blocks if not (block / "serial").read_text().strip()]
 
 

@@ -60,7 +60,7 @@ def test_a_command_gives_back_what_it_says_and_leaves(tmp_path: Path) -> None:
 
 
 def test_what_was_synced_survives_a_power_cut_and_nothing_else(tmp_path: Path) -> None:
-    kept = ["--disk", raw(tmp_path / "disk", 64), "--state", tmp_path / "state"]
+    kept: list[str | Path] = ["--disk", raw(tmp_path / "disk", 64), "--state", tmp_path / "state"]
     program = """
         mkfs.ext4 -q /dev/vdb && mount -o commit=600 /dev/vdb /mnt && mkdir /mnt/d
         for place in /mnt/d /var/lib/volctl; do echo kept >$place/synced; sync $place/synced $place; done
