@@ -7,15 +7,26 @@ import uuid
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from backends.lvm import Lvm
 from volctl import command
 from volctl.backend import Setup
-from volctl.errors import AccessError, BackendError, ConfigError, ExistsError, InUseError, MissingError, NoSpaceError
-from volctl.lvm import report, room
+from volctl.errors import (
+    AccessError,
+    BackendError,
+    ConfigError,
+    ConflictError,
+    ExistsError,
+    InUseError,
+    MissingError,
+    NoSpaceError,
+)
+from volctl.lvm import placement, prepare, report, room, settings
 from volctl.lvm.commands import AbsentError, Layout, failure
+from volctl.lvm.group import Session
 from volctl.lvm.report import LogicalVolume
 from volctl.model import MiB, Object
 
@@ -104,7 +115,7 @@ def fits(frees: list[int], areas: int, size: int) -> bool:
     return sum(min(free, size) for free in frees) >= areas * size
 
 
-@settings(deadline=None)
+@hypothesis_settings(deadline=None)
 @given(st.lists(st.integers(0, 60), max_size=7), st.integers(1, 5))
 def test_areas_side_by_side_are_as_large_as_they_can_be(frees: list[int], areas: int) -> None:
     best = max((size for size in range(sum(frees) + 1) if len(frees) >= areas and fits(frees, areas, size)), default=0)
@@ -165,6 +176,68 @@ def test_copies_and_stripes_become_a_segment_type() -> None:
     assert Layout(mirrors=1).arguments == ["--type", "raid1", "--mirrors", "1"]
     assert Layout(stripes=2).arguments == ["--type", "striped", "--stripes", "2"]
     assert Layout(mirrors=1, stripes=2).arguments[:2] == ["--type", "raid10"]
+
+
+# init
+
+
+def steps(found: report.VolumeGroup, **options: Any) -> list[str]:
+    setup = Setup("fast", {"volume_group": "my-vg", **options}, "1")
+    session = Session("my-vg", "fast", "1")
+    return [f"{step.todo} {step.what}" for step in prepare.plan(session, found, settings.settings(setup), Layout())]
+
+
+def test_init_of_an_empty_group_makes_the_pool_and_marks() -> None:
+    assert steps(group(vg_tags="")) == [
+        "make the thin pool my-vg/volctl of 95 % of 598 MiB",
+        "set my-vg/volctl to fail writes at once when it is full",
+        "mark volume group my-vg as a pool of this database",
+    ]
+    assert steps(group(vg_tags=""), provisioning="thick") == ["mark volume group my-vg as a pool of this database"]
+    assert steps(group(vg_tags="volctl-db-1"), provisioning="thick") == []
+
+
+def test_init_takes_another_pool_as_it_is() -> None:
+    queueing = POOL | {"lv_when_full": "queue"}
+    assert steps(group(queueing, vg_tags=""), pool="pool") == ["mark volume group my-vg as a pool of this database"]
+    ours = queueing | {"lv_tags": "volctl,volctl-db-1,volctl-pool"}
+    assert len(steps(group(ours, vg_tags="volctl-db-1"), pool="pool")) == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "tags", "options", "says"),
+    [
+        ((LV,), "", {"provisioning": "thin"}, "not empty"),
+        ((LV,), "", {"provisioning": "thin", "pool": "snap-a", "pool_size": "1G"}, "no thin pool"),
+        ((), "volctl-db-2", {}, "another database"),
+        ((LV | {"lv_tags": "volctl,volctl-db-2"},), "", {}, "another database"),
+    ],
+)
+def test_init_refuses(rows: tuple[dict[str, str], ...], tags: str, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConflictError, match=says):
+        steps(group(*rows, vg_tags=tags), **options)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"zero": "-", "when_full": "error"}, ["does not zero"]),
+        ({"when_full": "queue"}, ["wait for 60 s"]),
+        ({"health": "out_of_data"}, ["out of data"]),
+    ],
+)
+def test_what_is_wrong_with_a_pool_is_said(changes: dict[str, str], says: list[str]) -> None:
+    row = POOL | {
+        "lv_attr": f"twi-aot{changes.get('zero', 'z')}--",
+        "lv_when_full": changes.get("when_full", "error"),
+        "lv_health_status": changes.get("health", ""),
+    }
+    part = {"vg": [VG], "pv": [PV], "lv": [row], "seg": [{"lv_name": "pool", "seg_monitor": "monitored"}]}
+    found = report.parse(json.dumps({"report": [part]}))
+    assert found
+    options = settings.settings(Setup("fast", {"volume_group": "my-vg", "pool": "pool"}, "1"))
+    problems = [problem for problem in placement.problems(options, found) if "thin_check" not in problem.message]
+    assert len(problems) == len(says) and all(word in p.message for word, p in zip(says, problems, strict=True))
 
 
 # errors

@@ -15,7 +15,7 @@ from volctl.model import format_size
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What was, or would be, done (`made`, `make`), to what, and how."""
+    """One thing to do: the verb once it is done, the verb before, to what, and how."""
 
     done: str
     todo: str
