@@ -108,6 +108,14 @@ class TestLoop(Attaching):
             pool.detach(volume)
         assert [found["autoclear"] for found in over(pool.path(volume))] == [False]
 
+    def test_one_that_is_open_where_nobody_can_see_is_kept_when_that_closes(
+        self, pool: Backend, volume: Object
+    ) -> None:
+        """This process stands for it: its own descriptors are no holders."""
+        with open(pool.attach(volume, read_only=False), "rb"), pytest.raises(InUseError, match="cannot be seen"):
+            pool.detach(volume)
+        assert [found["autoclear"] for found in over(pool.path(volume))] == [False]
+
     def test_a_mount_of_another_namespace_is_named(self, pool: Backend, volume: Object, tmp_path: Path) -> None:
         pool.extend(volume, 16 * MiB)
         device = pool.attach(volume, read_only=False)

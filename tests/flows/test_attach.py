@@ -16,6 +16,7 @@ from tests.backends.conformance import stranger
 from volctl.db import store
 from volctl.engine import journal
 from volctl.errors import AccessError, BackendError, ConflictError, InUseError, UsageError, VolctlError
+from volctl.flows.attach import as_found
 from volctl.model import CreateRequest, MiB, Object, Status, Volume
 from volctl.service import Options, Session, Watcher, attach, open_session, snapshots, volumes
 
@@ -200,6 +201,14 @@ def test_every_verb_sees_that_the_device_is_gone(world: World, look: str) -> Non
         assert bool(attach.remembered(session)) == (look not in ("delete", "detach"))
 
 
+def test_what_was_read_before_does_not_overwrite_what_is(world: World) -> None:
+    with world.open() as session:
+        before = attach.attach(session, "v")
+        attach.detach(session, "v")
+        now = attach.attach(session, "v", read_only=True)
+        assert as_found(session.env, before) == now == volumes.find(session, "v")
+
+
 def test_create_and_attach(world: World) -> None:
     with world.open() as session:
         volume = attach.create_attached(session, CreateRequest("w", "1M"))
@@ -226,6 +235,8 @@ def test_a_detach_that_fails_is_as_the_system_says(fake: World) -> None:
         with pytest.raises(BackendError, match="not now"):
             attach.detach(session, "v")
         assert volumes.find(session, "v") == volume
+        with session.store.read() as tx:
+            assert journal.list_runs(tx, 1)[0].phase == journal.UNDONE
         (fake.pool / "fail").write_text('{"detach": {"after": true, "message": "too late", "times": 1}}')
         with pytest.raises(BackendError, match="too late"):
             attach.detach(session, "v")
