@@ -103,15 +103,11 @@ def test_only_disks_with_the_tag_are_used(group: str, disks: list[Path]) -> None
 @pytest.mark.parametrize("clear", ["zero", "none"])
 def test_a_thick_volume_never_shows_what_its_extents_held(group: str, clear: str) -> None:
     pool, old = ready(group, provisioning="thick", clear=clear), new()
-    size = free_extents(group) // 4 * MiB
-    secrets = []
-    for _ in range(2):
-        old = new()
-        pool.create(old, size)
-        write(pool, old, SECRET, MiB)
-        secrets.append(old)
-    for old in secrets:
-        pool.delete(old)
+    size = 16 * MiB
+    run("lvcreate", "-y", "-an", "-Wn", "-Zn", "-l", str(free_extents(group) - 64), "-n", "filler", group)
+    pool.create(old, 64 * MiB)
+    write(pool, old, SECRET * 60)
+    pool.delete(old)
     blank, source, clone = new(), new(), new()
     pool.create(source, MiB)
     pool.clone(source, clone, size, quiet)
@@ -122,6 +118,8 @@ def test_a_thick_volume_never_shows_what_its_extents_held(group: str, clear: str
 
 
 def test_what_is_given_back_holds_nothing(group: str, disks: list[Path]) -> None:
+    for disk in disks[:2]:
+        run("lvcreate", "-y", "-an", "-Wn", "-Zn", "-L", "470m", "-n", f"filler-{disk.name}", group, disk)
     pool, volume, snapshot = ready(group, provisioning="thick"), new(), new("snap")
     pool.create(volume, 4 * MiB)
     write(pool, volume, SECRET)
@@ -209,12 +207,15 @@ def test_init_says_what_it_will_do_and_touches_nothing_of_others(group: str) -> 
 
 def test_a_group_that_cannot_be_used_says_why(group: str, disks: list[Path]) -> None:
     pool = ready(group, provisioning="thick")
+    lost = words("pvs", "--noheadings", "-o", "pv_uuid", str(disks[1]))[0]
     run("vgexport", group)
     assert "is exported" in pool.check()[0].message
     run("vgimport", group)
-    run("vgchange", "-pr", group)
-    assert "is read-only" in pool.check()[0].message
-    run("vgchange", "-prw", group)
+    run("blockdev", "--flushbufs", disks[1])
+    run("wipefs", "-a", "-f", disks[1])
+    assert "lacks some of its disks" in pool.check()[0].message
+    run("pvcreate", "-y", "--restorefile", f"/etc/lvm/backup/{group}", "--uuid", lost, disks[1])
+    run("vgcfgrestore", "-y", group)
     assert make("no-such-group", DATABASE).check()[0].message == "volume group no-such-group is not there"
     assert pool.check() == []
 

@@ -76,7 +76,7 @@ class Session:
             (group.exported, "is exported", f"vgimport {self.name}"),
             (group.partial, "lacks some of its disks", "bring them back, or see vgreduce(8)"),
             (group.shared, "is shared or clustered, and volctl works on one machine", "use a local volume group"),
-            (not group.writable, "is read-only", f"vgchange -prw {self.name}"),
+            (not group.writable, "is read-only", "its metadata says so: see vgcfgbackup(8)"),
         ):
             if bad:
                 return BackendError(f"volume group {self.name} of backend {self.backend} {why}", hint=hint)
