@@ -18,7 +18,7 @@ BATCH = 10_000
 
 
 def fill(database: Path, count: int) -> None:
-    """Bring the database to `count` volumes, of 1 MiB (they must pass the scheduler) with an ended flow and two events each."""
+    """Bring the database to `count` volumes of 1 MiB, each with an ended flow and two events."""
     with closing(sqlite3.connect(database)) as connection, connection:
         connection.row_factory = sqlite3.Row
         have = connection.execute("SELECT count(*) FROM volumes").fetchone()[0]

@@ -89,7 +89,7 @@ VERDICT = {True: "ok", False: "MISSED", None: "-"}
 
 def show(row: Row) -> None:
     """Print a row at once: the next may take a minute."""
-    print(f"{VERDICT[row.kept]:<7} {row.what:<48} {row.bar:<24} {row.figure}", flush=True)
+    print(f"{VERDICT[row.kept]:<7} {row.what:<64} {row.bar:<14} {row.figure}", flush=True)
 
 
 def heading(text: str) -> None:

@@ -6,9 +6,7 @@ known one. Options that only a backend knows are left to it (`BackendConfig.opti
 
 from __future__ import annotations
 
-import difflib
 import os
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -109,7 +107,14 @@ def _default_state() -> Path:
 
 def _xdg(variable: str, fallback: str) -> Path:
     value = os.environ.get(variable, "")
-    return Path(value) if value.startswith("/") else Path.home() / fallback
+    return Path(value) if value.startswith("/") else _home() / fallback
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        raise ConfigError("this user has no home directory", hint="say HOME=DIR, or VOLCTL_STATE_DIR=DIR") from error
 
 
 def load(where: Places) -> Config:
@@ -128,6 +133,8 @@ def load(where: Places) -> Config:
 
 
 def _read(path: Path) -> Json:
+    import tomllib
+
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except PermissionError as error:
@@ -140,7 +147,9 @@ def _read(path: Path) -> Json:
 
 def unknown_key(key: str, known: list[str], where: str) -> str:
     """The sentence about a key that nobody knows, with the nearest that somebody does."""
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    from difflib import get_close_matches
+
+    near = get_close_matches(key, known, n=1, cutoff=0.5)
     return f"unknown key {key!r}{where}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}")
 
 

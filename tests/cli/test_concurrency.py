@@ -43,14 +43,13 @@ def at_once(cli: Cli, volctl: Volctl, commands: list[list[str]]) -> tuple[list[i
     logs.mkdir(exist_ok=True)
     argv = [sys.executable, "-c", FORK, str(logs), json.dumps(commands)]
     done = subprocess.run(argv, env=volctl.environment, capture_output=True, text=True, check=True, timeout=300)
-    numbers = range(len(commands))
-    read = [[(logs / f"{number}.{name}").read_text() for number in numbers] for name in ("out", "err")]
-    return json.loads(done.stdout), *read
+    out, err = ([(logs / f"{number}.{name}").read_text() for number in range(len(commands))] for name in ("out", "err"))
+    return json.loads(done.stdout), out, err
 
 
 def consistent(cli: Cli) -> list[Any]:
     """The volumes; each has its file, each file its volume, and the quota is the sum."""
-    volumes = cli.json("list", "--all-projects")
+    volumes: list[Any] = cli.json("list", "--all-projects")
     available = [volume for volume in volumes if volume["status"] == "available"]
     assert {path.name for path in cli.pool.glob("*-*")} == {f"volume-{volume['id']}" for volume in available}
     assert {path.name for path in (cli.state / "locks").iterdir()} <= {volume["id"] for volume in volumes}

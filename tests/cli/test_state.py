@@ -261,3 +261,54 @@ def test_root_makes_a_state_directory_in_a_users_home(as_user: Volctl) -> None:
     root("create", "roots", "--size", "1M")
     as_user("delete", "roots", "--yes")
     assert {path.stat().st_uid for path in as_user.state.rglob("*")} == {NOBODY}
+
+
+@pytest.mark.parametrize("name", ["a b", "x?y=1&mode=ro", "50%20#z", "q'\"`$(id)", "日本", "file:x"])
+def test_a_state_directory_of_any_name(name: str, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VOLCTL_STATE_DIR", str(cli.home / name))
+    made = cli.volume("v")
+    assert cli.file("v") == cli.home / name / "volumes" / f"volume-{made['id']}"
+    assert (cli.home / name / "volctl.db").stat().st_size > 0
+    assert sorted(path.name for path in cli.home.iterdir()) == sorted([name, "config.toml"])
+
+
+def test_no_home(tmp_path: Path, as_user: Volctl) -> None:
+    """An id without an entry in passwd, as containers have it."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to become another user")
+    nobody = [word.replace(str(NOBODY), "54321") for word in as_user.argv]
+    path = {name: as_user.environment[name] for name in ("PATH", "PYTHONPATH")}
+    ran = Volctl(nobody, tmp_path.parents[1], path)("list", status=2, cwd=Path("/"))
+    assert "VOLCTL_STATE_DIR" in ran.err
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Any:
+    """A file system of 24 MiB."""
+    mount = tmp_path / "mount"
+    mount.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "none", mount], check=True)
+    yield mount
+    subprocess.run(["umount", mount], check=True)
+
+
+@pytest.mark.root
+def test_a_full_disk(small: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VOLCTL_STATE_DIR", str(small / "state"))
+    image = cli.home / "disk.raw"
+    image.write_bytes(os.urandom(30 * MiB))
+    assert "CapacityFilter" in cli.error(6, "no_backend", "create", "v", "--from-image", image)["message"]
+    cli("delete", "v", "--yes")
+    cli.volume("base", "--size", "14M")
+    cli.fill("base", os.urandom(14 * MiB))
+    cli.error(6, "no_backend", "create", "copy", "--from-volume", "base")
+    cli.error(6, "no_space", "snapshot", "create", "base", "s")
+    assert cli.json("snapshot", "show", "s")["status"] == "error"
+    assert len(list((small / "state" / "volumes").glob("*-*"))) == 1
+    with (small / "fill").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
+        while True:
+            file.write(b"x" * 4096)
+    error = cli.error(6, "no_space", "create", "w", "--size", "1M")
+    assert "volctl.db" in error["message"]
+    (small / "fill").unlink()
+    assert {volume["name"]: volume["status"] for volume in cli.json("list")} == {"base": "available", "copy": "error"}

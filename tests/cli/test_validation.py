@@ -236,3 +236,11 @@ def test_extend(cli: Cli) -> None:
 def test_a_create_that_was_refused_makes_no_directory_of_an_image(cli: Cli, tmp_path: Path) -> None:
     cli.refused(2, "usage", "create", "v")
     assert not list((cli.state / "images").iterdir())
+
+
+@pytest.mark.parametrize("option", ["--type", "--availability-zone", "--backend", "--from-volume", "--from-snapshot"])
+def test_an_empty_value_is_not_none(option: str, cli: Cli) -> None:
+    """What a script's unset variable leaves must not mean `any`."""
+    ran = cli("create", "v", "--size", "1M", option, "", status=2 if "zone" in option else 4)
+    assert ran.out == ""
+    assert cli.json("list") == []

@@ -82,6 +82,7 @@ class Rig:
     contents: Mapping[str, Content]
     foreign: dict[str, oracle.Marks] = field(default_factory=dict)
     names: tuple[str, ...] = ("a", "b")
+    kind: str = "fake"
     path: str | None = None
 
     @property
@@ -107,6 +108,11 @@ class Rig:
         if status is not None:
             assert done.status == status, f"{' '.join(argv)}: exit {done.status}, not {status}\n{done.err}"
         return done
+
+    def bare(self, config: Path, *argv: str, **order: Any) -> Ended:
+        """The same with a configuration of one's own."""
+        env = {"VOLCTL_STATE_DIR": str(self.state), "VOLCTL_CONFIG": str(config)}
+        return self.join(self.zygote.start({"argv": argv, "env": env, **order}))
 
     def order(self, pool: str, **fail: Any) -> None:
         """What calls of a fake pool shall fail from now on (see `backends.fake`)."""
@@ -164,7 +170,7 @@ class Rig:
         """The same world elsewhere."""
         with scratch() as root:
             shutil.copytree(self.root, root, dirs_exist_ok=True, symlinks=True)
-            copied = Rig(self.zygote, root, self.contents, names=self.names, path=self.path)
+            copied = Rig(self.zygote, root, self.contents, names=self.names, kind=self.kind, path=self.path)
             copied.configure()
             copied.mark_foreign()
             yield copied
@@ -172,7 +178,8 @@ class Rig:
     def configure(self, top: str = "") -> None:
         """`config.toml` with `top` before its backends; the first pool has the most room, and so on."""
         tables = [
-            f'[[backend]]\nname = "{name}"\nkind = "fake"\ndirectory = "{path}"\ncapacity = {1024**4 >> number}\n'
+            f'[[backend]]\nname = "{name}"\nkind = "{self.kind}"\ndirectory = "{path}"\n'
+            + (f"capacity = {1024**4 >> number}\n" if self.kind == "fake" else "")
             for number, (name, path) in enumerate(self.pools.items())
         ]
         (self.root / "config.toml").write_text("\n".join([top, *tables]))
@@ -199,10 +206,10 @@ def noise(path: Path, size: int, seed: int) -> Content:
 
 
 @contextmanager
-def empty(zygote: Zygote, *names: str) -> Iterator[Rig]:
+def empty(zygote: Zygote, *names: str, kind: str = "fake") -> Iterator[Rig]:
     """Prepared pools with strangers' files in them, and no volume."""
     with scratch() as root:
-        rig = Rig(zygote, root, {}, names=names)
+        rig = Rig(zygote, root, {}, names=names, kind=kind)
         rig.configure()
         for name, path in rig.pools.items():
             path.mkdir()
@@ -216,9 +223,9 @@ def empty(zygote: Zygote, *names: str) -> Iterator[Rig]:
 
 
 @contextmanager
-def furnished(zygote: Zygote) -> Iterator[Rig]:
+def furnished(zygote: Zygote, kind: str = "fake") -> Iterator[Rig]:
     """Volume `src` (2 MiB) with snapshots `snap` and `other`, written to since; a bystander; images."""
-    with scratch() as sources, empty(zygote, "a", "b") as rig:
+    with scratch() as sources, empty(zygote, "a", "b", kind=kind) as rig:
         then, now = noise(sources / "then", 3 * MiB // 2, 1), noise(sources / "now", 2 * MiB, 2)
         image = noise(sources / "disk.raw", MiB, 3)
         _write_images(sources)
@@ -263,6 +270,12 @@ def empty_world(zygote: Zygote) -> Iterator[Rig]:
 @pytest.fixture(scope="session")
 def world(zygote: Zygote) -> Iterator[Rig]:
     with furnished(zygote) as rig:
+        yield rig
+
+
+@pytest.fixture(scope="session")
+def loop_world(zygote: Zygote) -> Iterator[Rig]:
+    with furnished(zygote, "loop") as rig:
         yield rig
 
 

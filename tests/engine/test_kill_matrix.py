@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests import oracle
-from tests.engine.crash import KILLED, Ended, Rig
+from tests.engine.crash import KILLED, Ended, Rig, Zygote, scratch
 from tests.oracle import Content
 
 Verdict = Callable[[Rig, Ended, Ended], str | None]
@@ -79,6 +80,13 @@ def failed(rig: Rig, died: Ended, whole: Ended) -> str | None:
     if died.commits == 0:
         return f"not committed, but there is {row}" if row else None
     return None if row and row["status"] == "error" else f"there is {row}"
+
+
+def each_for_itself(rig: Rig, died: Ended, whole: Ended) -> str | None:
+    """Of several, at most one is in `error`: the last that was begun."""
+    states = [row["status"] for name in ("v-1", "v-2") if (row := rig.volume(name))]
+    allowed: tuple[list[str], ...] = [], ["error"], ["available"], ["available", "error"], ["available", "available"]
+    return None if states in allowed else f"there are {states}"
 
 
 def cancelled(rig: Rig, died: Ended, whole: Ended) -> str | None:
@@ -189,6 +197,7 @@ CASES = {
     "clone-fails": Case("create v --from-volume src", failed, 28, a_fails_late, status=6),
     "interrupted": Case("create v --size 3M", cancelled, 16, order=INTERRUPT, status=130),
     "timed-out": Case("create v --size 3M", cancelled, 16, order=EXPIRE, status=124),
+    "several": Case("create v --size 3M --count 2", each_for_itself, 28),
     "delete": Case("delete bystander -y", deleted, 9),
     "delete-cascade": Case("delete src --cascade -y", cascaded, 24),
     "extend": Case("extend src 5M", extended, 7),
@@ -231,7 +240,15 @@ def after(rig: Rig, case: Case, died: Ended, whole: Ended) -> list[str]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_killed_at_any_point_the_next_command_finds_no_leak(world: Rig, name: str) -> None:
-    case = CASES[name]
+    kill_everywhere(world, CASES[name])
+
+
+@pytest.mark.parametrize("name", ["from-volume", "from-image", "delete", "extend", "snapshot", "revert"])
+def test_the_same_on_loop_files(loop_world: Rig, name: str) -> None:
+    kill_everywhere(loop_world, CASES[name])
+
+
+def kill_everywhere(world: Rig, case: Case) -> None:
     whole = uncut(world, case)
     wrong = {}
     for number in range(1, len(whole.points) + 1):
@@ -260,3 +277,28 @@ def test_a_settle_that_is_killed_is_settled_by_the_next(world: Rig, name: str) -
                     wrong[f"{died.points[-1]}, then {settling.points[-1]}"] = found
     assert not wrong, "\n".join(f"{where}: {found}" for where, found in wrong.items())
     assert cases >= 15
+
+
+def test_a_first_run_that_is_killed_is_begun_again_by_the_next(zygote: Zygote) -> None:
+    """No state directory, no configuration: the database, the built-in loop backend, the volume."""
+    with scratch() as root:
+        (root / "empty.toml").touch()
+        wrong, number = {}, 0
+        while True:
+            number += 1
+            first = Rig(zygote, root / str(number), {}, names=("local",))
+            died = first.bare(root / "empty.toml", "create", "v", "--size", "3M", files=True, die_at=number)
+            if died.status != KILLED:
+                break
+            if found := _first_run(first, root / "empty.toml", died):
+                wrong[f"{number}: {died.points[-1]}"] = found
+        assert died.status == 0 and number > 25
+        assert not wrong, "\n".join(f"{where}: {found}" for where, found in wrong.items())
+
+
+def _first_run(rig: Rig, config: Path, died: Ended) -> list[str]:
+    again = rig.bare(config, "create", "v", "--size", "3M", "--if-absent", "--json")
+    if again.status:
+        return [f"exit {again.status}: {again.err}"]
+    found = oracle.check(oracle.World(rig.state, {"local": rig.state / "volumes"}))
+    return found if again.json()["status"] == "available" else [*found, again.out]

@@ -103,7 +103,7 @@ def test_an_image_that_changes_while_it_is_copied_is_no_fault_of_the_backend(fou
     assert four.check() == []
 
 
-def wait_for(what: Any, limit: float = 10.0) -> None:
+def wait_for(what: Any, limit: float = 60.0) -> None:
     end = time.monotonic() + limit
     while not what():
         assert time.monotonic() < end, "waited in vain"

@@ -112,7 +112,7 @@ def created(ctx: typer.Context, wanted: CreateRequest, count: int, attached: boo
         from volctl.service import attach, volumes
 
         make = attach.create_attached if attached else volumes.create
-        shown.each(names(wanted.name, count), lambda name: make(s, replace(wanted, name=name or None)))
+        shown.each(names(wanted.name, count), lambda name: make(s, named(wanted, name)))
 
 
 def names(name: str | None, count: int) -> list[str]:
@@ -120,6 +120,11 @@ def names(name: str | None, count: int) -> list[str]:
     if count == 1 or name is None:
         return [name or ""] * count
     return [f"{name}-{number}" for number in range(1, count + 1)]
+
+
+def named(wanted: CreateRequest, name: str) -> CreateRequest:
+    """One of several; an empty name is not the same as none."""
+    return wanted if wanted.name is None else replace(wanted, name=name)
 
 
 def explained(ctx: typer.Context, wanted: CreateRequest, count: int = 1) -> None:
@@ -130,7 +135,8 @@ def explained(ctx: typer.Context, wanted: CreateRequest, count: int = 1) -> None
     with session(ctx, reads=True) as s:
         from volctl.service import volumes
 
-        found = [volumes.plan(s, replace(wanted, name=name or None)) for name in names(wanted.name, count)]
+        every = enumerate(names(wanted.name, count), 1)
+        found = [volumes.plan(s, named(wanted, name), number) for number, name in every]
     if common(ctx).output == "table" and not common(ctx).columns:
         for explanation in found:
             verdicts(ctx, to_json(explanation))

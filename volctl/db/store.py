@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, create_engine, event, insert, select
+from sqlalchemy import URL, Connection, Engine, create_engine, event, insert, select
 from sqlalchemy.exc import DatabaseError as SqlError
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import StaticPool
 
 from volctl import interrupt
 from volctl.db import migrations, tables
-from volctl.errors import DatabaseError, LockedError
+from volctl.errors import DatabaseError, LockedError, NoSpaceError
 
 APPLICATION_ID = 0x766F6C63  # "volc"
 NETWORK_FILE_SYSTEMS = {
@@ -104,10 +104,10 @@ class Store:
             _begin(connection, begin)
             try:
                 yield connection
+                connection.commit()
             except BaseException:
                 connection.rollback()
                 raise
-            connection.commit()
 
     def close(self) -> None:
         self._connection.close()
@@ -219,7 +219,8 @@ def _fill(engine: Engine) -> None:
 
 
 def _engine(path: Path) -> Engine:
-    engine = create_engine(f"sqlite:///{path}", poolclass=StaticPool, connect_args={"timeout": BUSY_SLICE})
+    where = URL.create("sqlite", database=str(path))  # a path may hold what a URL gives a meaning
+    engine = create_engine(where, poolclass=StaticPool, connect_args={"timeout": BUSY_SLICE})
 
     @event.listens_for(engine, "connect")
     def connected(connection: object, record: object) -> None:
@@ -245,7 +246,15 @@ def translated(path: Path) -> Iterator[None]:
             raise LockedError(f"the database {path} was busy for {BUSY_LIMIT:g} s") from error
         if "UNIQUE" in said or "FOREIGN KEY" in said:
             raise
+        if _is_full(path.parent):
+            raise NoSpaceError(f"there is no room for the database {path}: {said}", hint="free some space") from error
         raise DatabaseError(f"the database {path} cannot be used: {said}", hint=RECIPE) from error
+
+
+def _is_full(directory: Path) -> bool:
+    """SQLite says `disk I/O error` for several of its files when the disk is full."""
+    room = os.statvfs(directory)
+    return room.f_bavail == 0 or (room.f_files > 0 and room.f_favail == 0)
 
 
 def machine_id() -> str | None:

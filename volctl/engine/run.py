@@ -17,7 +17,7 @@ from volctl.db import store as db
 from volctl.engine import journal
 from volctl.engine.locks import LockDirectory, LockSet
 from volctl.engine.task import DIED, Cause, Direction, E, Flow, S, Task
-from volctl.errors import INTERRUPTIONS, ConflictError, InternalError, VolctlError
+from volctl.errors import INTERRUPTIONS, ConflictError, InternalError, NoSpaceError, VolctlError
 from volctl.model import Json, now
 
 
@@ -201,7 +201,13 @@ class Engine(Generic[E]):
 
     def _undo(self, run: Run[E, Any], cause: Cause) -> None:
         """Back from what the journal holds; `run.next` is set if the request was cast again."""
-        lines = self._begin_undo(run, cause)
+        try:
+            lines = self._begin_undo(run, cause)
+        except NoSpaceError:  # what the flow made may be what fills the journal's disk
+            with self.store.read() as tx:
+                lines = journal.lines(tx, run.id)
+            self._revert(run, lines)
+            lines = self._begin_undo(run, cause)
         failed = self._revert(run, lines)
         with self.store.write() as tx:
             self._close(tx, run, lines, failed)

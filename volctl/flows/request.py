@@ -83,7 +83,7 @@ def resolve(env: Context, state: CreateState) -> None:
     image_type, min_disk = _image(env, state, request)
     least = max(least, min_disk)
     with env.store.read() as tx:
-        _type(tx, env, state, request.type or wanted or image_type)
+        _type(tx, env, state, request.type if request.type is not None else wanted or image_type)
     _size(state, request, least)
     _zone(env, state, request, volume.availability_zone if volume else None)
 
@@ -249,8 +249,9 @@ def _size(state: CreateState, request: CreateRequest, least: int) -> None:
 
 def _type(tx: Connection, env: Context, state: CreateState, name: str | None) -> None:
     default = name is None
-    if (name := name or env.config.default_type) is None:
+    if default and (name := env.config.default_type) is None:
         return
+    assert name is not None
     found = types.find(tx, name)
     if found is None and default:
         raise ConfigError(f"default_type {name!r} of the configuration does not exist", hint="volctl type create")
@@ -264,7 +265,8 @@ def _zone(env: Context, state: CreateState, request: CreateRequest, source_zone:
     zone = request.availability_zone
     if zone is not None and source_zone is not None and zone != source_zone:
         raise UsageError(f"the source is in availability zone {source_zone!r}; its copy cannot be in {zone!r}")
-    zone = zone or source_zone or env.config.default_availability_zone
+    if zone is None:
+        zone = source_zone or env.config.default_availability_zone
     if zone is not None and zone not in zones:
         raise UsageError(f"there is no availability zone {zone!r}", hint=f"zones: {', '.join(zones)}")
     state.zone = zone

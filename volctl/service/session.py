@@ -17,7 +17,7 @@ from volctl.db.store import Store, keep_owner, open_store
 from volctl.engine import journal
 from volctl.engine.locks import LockDirectory, LockSet, Names
 from volctl.engine.run import Engine
-from volctl.errors import AccessError, ConfigError, TimedOut, UsageError
+from volctl.errors import AccessError, ConfigError, NoSpaceError, TimedOut, UsageError
 from volctl.flows import FLOWS
 from volctl.flows.context import Backends, Context
 from volctl.flows.request import usage
@@ -160,6 +160,10 @@ def _settle(session: Session, *, reads: bool) -> None:
             raise
         interrupt.check()
         said = [f"not everything was settled within {READ_SETTLE:g} s; the next command goes on"]
+    except NoSpaceError as error:
+        if not reads:
+            raise
+        said = [f"not everything was settled: {error.message}"]
     for line in said:
         session.watcher.warn(f"settled: {line}")
 
