@@ -18,7 +18,7 @@ from volctl.engine import journal
 from volctl.errors import AccessError, BackendError, ConflictError, InUseError, UsageError, VolctlError
 from volctl.flows.attach import as_found
 from volctl.model import CreateRequest, MiB, Object, Status, Volume
-from volctl.service import Options, Session, Watcher, attach, open_session, snapshots, volumes
+from volctl.service import Options, Session, Watcher, attach, open_session, snapshots, tree, volumes
 
 HOLD = "import os, sys; fd = os.open(sys.argv[1], os.O_RDONLY)"
 
@@ -185,7 +185,7 @@ def test_every_verb_sees_that_the_device_is_gone(world: World, look: str) -> Non
     verbs: dict[str, Callable[[Session], object]] = {
         "show": lambda session: volumes.show(session, "v"),
         "list": volumes.list_,
-        "tree": lambda session: volumes.tree(session, None),
+        "tree": lambda session: tree.tree(session, None),
         "extend": lambda session: volumes.extend(session, "v", "+1M"),
         "delete": lambda session: volumes.delete(session, "v", cascade=True),
         "revert": lambda session: volumes.revert(session, "v", "s"),

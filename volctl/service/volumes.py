@@ -28,9 +28,7 @@ from volctl.model import (
     Explanation,
     Object,
     Snapshot,
-    SourceKind,
     Status,
-    TreeNode,
     Volume,
     VolumeDetails,
     check_name,
@@ -41,7 +39,7 @@ from volctl.model import (
 from volctl.service.session import Session
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
+    pass
 
 FINAL = (Status.AVAILABLE, Status.IN_USE, Status.ERROR, Status.ERROR_DELETING)
 GONE = ("deleted", "gone")
@@ -360,36 +358,6 @@ def revert(session: Session, ref: str, snapshot: str) -> Volume:
     with session.locked({volume.id: EXCLUSIVE}) as locks:
         session.engine.start("volume_revert", state, object_id=volume.id, locks=locks)
     return find(session, volume.id)
-
-
-def tree(session: Session, ref: str | None) -> list[TreeNode]:
-    """Volumes with their snapshots, and what was made from them; all of the project without `ref`."""
-    attached_as_found(session)
-    with session.store.read() as tx:
-        if ref is not None:
-            return [_node(tx, refs.volume(tx, session.project, ref))]
-        every = volumes.listing(tx, project=session.project, equal={}, sort="created_at", descending=False)
-        roots = [volume for volume in every if not _has_parent(tx, volume)]
-        return [_node(tx, volume) for volume in roots]
-
-
-def _has_parent(tx: Connection, volume: Volume) -> bool:
-    source = volume.source
-    if source.id is None or source.kind is SourceKind.IMAGE:
-        return False
-    found = snapshots.find(tx, source.id) if source.kind is SourceKind.SNAPSHOT else volumes.find(tx, source.id)
-    return found is not None
-
-
-def _node(tx: Connection, volume: Volume) -> TreeNode:
-    clones = [_node(tx, clone) for clone in volumes.children(tx, [volume.id])]
-    own = [_snapshot_node(tx, snapshot) for snapshot in snapshots.of_volume(tx, volume.id)]
-    return TreeNode("volume", volume.id, volume.name, volume.size, volume.status, (*own, *clones))
-
-
-def _snapshot_node(tx: Connection, snapshot: Snapshot) -> TreeNode:
-    clones = tuple(_node(tx, clone) for clone in volumes.children(tx, [snapshot.id]))
-    return TreeNode("snapshot", snapshot.id, snapshot.name, snapshot.size, snapshot.status, clones)
 
 
 def wait(session: Session, ref: str, status: str = "available") -> Volume | None:
