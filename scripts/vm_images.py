@@ -93,12 +93,12 @@ def copy_compiled(files: list[str], stage: Path, python: Path) -> None:
     stage.chmod(0o755)
     (stage / ".venv").mkdir()
     words = ["-s", str(stage), "-p", str(REPO), str(stage / "volctl"), str(stage / "backends")]
-    subprocess.run([python, "-m", "compileall", "-q", *words], check=False)
+    subprocess.run([python, "-m", "compileall", "-qq", *words], check=False)
 
 
 def venv_image(venv: Path, packages: Path) -> Path:
     def make(target: Path) -> None:
-        subprocess.run([venv / "bin" / "python", "-m", "compileall", "-q", str(packages)], check=False)
+        subprocess.run([venv / "bin" / "python", "-m", "compileall", "-qq", str(packages)], check=False)
         make_ext4(target, venv)
 
     seen = sorted((entry.name, entry.stat().st_mtime_ns) for entry in packages.iterdir())
