@@ -11,6 +11,7 @@
     mirrors = 0                    # thick: extra copies (raid1, with stripes raid10)
     stripes = 1
     pv_tags = ["ssd"]              # only disks with one of these tags (pvchange --addtag)
+    owner = "libvirt-qemu"         # of the device while attached; also group, and mode = "0660"
     snapshot_percentage = 100      # thick: the COW area, of the volume's size; a full one is lost
 
 Host tools: lvm2, for thin also thin-provisioning-tools; root. LVs are inactive unless attached or in
@@ -254,7 +255,7 @@ class Lvm(Backend):
 
     def attach(self, volume: Object, *, read_only: bool, sector_size: int | None = None) -> str:
         lv = self._vg.existing(self._vg.see(), volume.name)
-        return str(devices.attach(self._vg, lv, read_only=read_only))
+        return str(devices.attach(self._vg, lv, read_only=read_only, ownership=self._options.ownership))
 
     def detach(self, volume: Object) -> None:
         if lv := self._vg.find(self._vg.see(), volume.name):

@@ -249,7 +249,8 @@ def test_the_lock_of_a_group_outlives_a_killed_command(group: str) -> None:
 
 @pytest.mark.parametrize("provisioning", ["thin", "thick"])
 def test_attach_and_detach(group: str, provisioning: str) -> None:
-    pool, volume, snapshot = ready(group, provisioning=provisioning), new(), new("snap")
+    pool = ready(group, provisioning=provisioning, owner="nobody", mode="0640")
+    volume, snapshot = new(), new("snap")
     pool.create(volume, 4 * MiB)
     for _again in range(2):
         assert pool.attach(volume, read_only=True) == str(pool.path(volume))
@@ -257,6 +258,7 @@ def test_attach_and_detach(group: str, provisioning: str) -> None:
         assert found and found.read_only and found.device == str(pool.path(volume))
     assert pool.attach(volume, read_only=False) == str(pool.path(volume))
     assert not pool.attached(volume).read_only  # type: ignore[union-attr]
+    assert run("stat", "-L", "-c", "%U %a", pool.path(volume)).split() == ["nobody", "640"]
     pool.snapshot(volume, snapshot)
     pool.extend(volume, 8 * MiB)
     read(pool, snapshot)

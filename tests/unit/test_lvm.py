@@ -163,6 +163,11 @@ def test_a_wrong_option_is_named(options: dict[str, Any], says: str) -> None:
     assert says in f"{error.value.message} {error.value.hint}" and "fast" in error.value.message
 
 
+def test_an_owner_that_is_unknown_is_named() -> None:
+    with pytest.raises(ConfigError, match="no-such-user"):
+        Lvm(Setup("fast", {"volume_group": "vg0", "owner": "no-such-user"}, str(uuid.uuid4())))
+
+
 def test_making_a_backend_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "on_run", lambda line: pytest.fail(line))
     pool = Lvm(Setup("fast", {"volume_group": "vg0", "capabilities": {"ssd": True}}, str(uuid.uuid4())))

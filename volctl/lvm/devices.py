@@ -7,12 +7,14 @@ from pathlib import Path
 
 from volctl import udev
 from volctl.backend import Attached
+from volctl.files import Ownership
+from volctl.lvm import blocks
 from volctl.lvm.group import ATTACHED, Session
 from volctl.lvm.report import LogicalVolume
 
 
-def attach(session: Session, lv: LogicalVolume, *, read_only: bool) -> Path:
-    """Active with the wanted permission, whatever a crash left; the node is there when it returns."""
+def attach(session: Session, lv: LogicalVolume, *, read_only: bool, ownership: Ownership | None) -> Path:
+    """Active with the wanted permission, whatever a crash left; the node is there, and theirs, when it returns."""
     mode = None if lv.read_only == read_only else "r" if read_only else "rw"
     with session.changing() as verbs:
         if mode or ATTACHED not in lv.tags:
@@ -20,6 +22,9 @@ def attach(session: Session, lv: LogicalVolume, *, read_only: bool) -> Path:
         verbs.activate(lv.name)
     path = session.path(lv.name)
     udev.wait_for(path)
+    if ownership:
+        with blocks.device(path) as fd:
+            ownership.apply(fd)
     return path
 
 

@@ -9,11 +9,12 @@ from typing import Any
 
 from volctl.backend import Setup, check_options
 from volctl.errors import ConfigError
+from volctl.files import Ownership
 from volctl.model import MAX_SIZE, parse_size
 
 OPTIONS = (
     "volume_group", "provisioning", "pool", "pool_size", "clear", "mirrors", "stripes", "pv_tags",
-    "snapshot_percentage", "capabilities",
+    "snapshot_percentage", "owner", "group", "mode", "capabilities",
 )  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9_+.][A-Za-z0-9_+.-]{0,126}")
 _TAG = re.compile(r"[A-Za-z0-9_+.][A-Za-z0-9_+./=!:&#-]{0,127}")
@@ -22,7 +23,10 @@ _RESERVED = re.compile(r"\.{1,2}|snapshot.*|pvmove.*|.*_(tdata|tmeta|pmspare|rim
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`pool_size` in bytes, None for 95 % of the group. `mirrors` counts the copies besides the first."""
+    """`pool_size` in bytes, None for 95 % of the group. `mirrors` counts the copies besides the first.
+
+    `ownership` is of the nodes of attached volumes, None to leave them as udev makes them.
+    """
 
     group: str
     provisioning: str
@@ -33,6 +37,7 @@ class Settings:
     stripes: int
     pv_tags: frozenset[str]
     snapshot_percentage: int
+    ownership: Ownership | None
 
 
 def settings(setup: Setup) -> Settings:
@@ -48,6 +53,7 @@ def settings(setup: Setup) -> Settings:
         stripes=ask.number("stripes", 1, 1, 128),
         pv_tags=ask.tags("pv_tags"),
         snapshot_percentage=ask.number("snapshot_percentage", 100, 1, 100),
+        ownership=Ownership.of(setup.options, None) if {"owner", "group", "mode"} & setup.options.keys() else None,
     )
     if found.mirrors and found.provisioning == "thin":
         raise ask.wrong("mirrors", "for thick volumes", "make the thin pool itself as raid1: see lvmthin(7)")
