@@ -105,13 +105,12 @@ def directory(database: Path) -> None:
     database.mkdir()
 
 
-@pytest.mark.parametrize(
-    "spoil", [empty, text, foreign, newer, truncated, garbled, of_another_host, without_marks, directory]
-)
+SPOILS = [empty, text, foreign, newer, truncated, garbled, without_marks, directory]
+
+
+@pytest.mark.parametrize("spoil", [*SPOILS, of_another_host] if machine_id() else SPOILS)
 def test_an_unusable_database(spoil: Any, cli: Cli) -> None:
     """Exit 11 for every verb, before any storage is touched."""
-    if spoil is of_another_host and machine_id() is None:
-        pytest.skip("this host has no machine-id")
     made = cli.volume("v")
     cli.fill("v", b"content")
     for suffix in ("-wal", "-shm"):
@@ -226,10 +225,9 @@ def test_an_ordinary_user_needs_nothing(as_user: Volctl) -> None:
         mine("delete", "first", "--yes", "--cascade")
 
 
-def test_an_ordinary_user_in_a_directory_that_is_closed(as_user: Volctl, tmp_path: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("needs root to close a directory to the user")
-    ran = as_user("list", status=0)
+@pytest.mark.root
+def test_an_ordinary_user_in_a_directory_that_is_closed(as_user: Volctl) -> None:
+    as_user("list")
     for path in as_user.state.iterdir():
         os.chown(path, 0, 0)
     os.chown(as_user.state, 0, 0)
@@ -272,10 +270,9 @@ def test_a_state_directory_of_any_name(name: str, cli: Cli, monkeypatch: pytest.
     assert sorted(path.name for path in cli.home.iterdir()) == sorted([name, "config.toml"])
 
 
+@pytest.mark.root
 def test_no_home(tmp_path: Path, as_user: Volctl) -> None:
     """An id without an entry in passwd, as containers have it."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root to become another user")
     nobody = [word.replace(str(NOBODY), "54321") for word in as_user.argv]
     path = {name: as_user.environment[name] for name in ("PATH", "PYTHONPATH")}
     ran = Volctl(nobody, tmp_path.parents[1], path)("list", status=2, cwd=Path("/"))

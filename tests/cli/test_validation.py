@@ -127,7 +127,8 @@ def test_not_found(option: str, cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", ["--availability-zone mars", "--hint near=v", "--hint same-backend", "--max-attempts 0"]
+    "words",
+    ["--availability-zone mars", "--hint near=v", "--hint same-backend", "--max-attempts 0", "--count 99999999"],
 )
 def test_usage(words: str, cli: Cli) -> None:
     cli.refused(2, "usage", "create", "v", "--size", "1M", *words.split())

@@ -12,13 +12,14 @@ from volctl.cli.human import Row, size, verdict_text
 from volctl.cli.options import common, typer_app, verb, whole
 from volctl.cli.output import View, view
 from volctl.cli.session import session
-from volctl.errors import NoBackendError
+from volctl.errors import NoBackendError, UsageError
 
 if TYPE_CHECKING:
     from volctl.model import CreateRequest
 
 app = typer_app()
 
+MOST = 100_000  # volumes of one --count: all their names are made first
 Count = Annotated[str | None, typer.Option("--count", metavar="N", help="Make NAME-1 … NAME-N")]
 Attempts = Annotated[str | None, typer.Option("--max-attempts", metavar="N", help="Backends to try; 1: no other")]
 
@@ -49,7 +50,9 @@ def create(
     """Create a volume, or several."""
     from volctl.model import CreateRequest
 
-    many = whole(count, "--count")
+    many = whole(count, "--count") or 1
+    if many > MOST:
+        raise UsageError(f"--count takes at most {MOST}, not {many}")
     wanted = CreateRequest(
         name=name,
         size=size,
@@ -68,7 +71,7 @@ def create(
         if_absent=if_absent,
         max_attempts=whole(max_attempts, "--max-attempts"),
     )
-    explained(ctx, wanted, many or 1) if dry_run else created(ctx, wanted, many or 1, attach)
+    explained(ctx, wanted, many) if dry_run else created(ctx, wanted, many, attach)
 
 
 @verb(app, "explain")
