@@ -80,7 +80,7 @@ QUERIES: dict[str, Callable[[Connection], object]] = {
     "the sums of each backend": volumes.sums_by_backend,
     "unfinished flows": journal.unfinished,
     "an unfinished flow of a volume": lambda tx: journal.is_open_for(tx, "0" * 36),
-    "a newer flow of a volume": lambda tx: journal.newer(tx, "0" * 36, 5),
+    "a later flow of a volume that is done": lambda tx: journal.done_later(tx, "0" * 36, 5),
     "ended flows to forget": lambda tx: journal.has_older(tx, now()),
     "events to forget": lambda tx: events.has_older(tx, now()),
     "events of a volume": lambda tx: events.listing(tx, "0" * 36, 0, 10),
