@@ -297,7 +297,7 @@ class Conformance:
         for before, act, then in self.repeatable(volume, snapshot):
             steps = 0
             before(pool)
-            while killed_at(steps, pool, act):
+            while self.killed_at(steps, pool, act):
                 act(pool)
                 then(pool)
                 before(pool)
@@ -307,12 +307,15 @@ class Conformance:
     def test_delete_takes_what_a_killed_revert_left(self, pool: Backend, snapshot: Object) -> None:
         victim, steps = new(), 0
         written(pool.writing, victim)
-        while killed_at(steps, pool, lambda pool: pool.revert(victim, snapshot, SIZE)):
+        while self.killed_at(steps, pool, lambda pool: pool.revert(victim, snapshot, SIZE)):
             pool.delete(victim)
             assert len(pool.objects()) == 2 and self.leftovers(pool) == 0
             written(pool.writing, victim)
             steps += self.stride
         assert steps >= self.least_steps
+
+    def killed_at(self, step: int, pool: Backend, act: Act) -> bool:
+        return killed_at(step, pool, act)
 
     def leftovers(self, pool: Backend) -> int:
         """Things in the pool that are no objects, the marker aside."""
