@@ -68,9 +68,13 @@ class World:
 def check(world: World) -> list[str]:
     """Every violation, a sentence each; empty when all holds."""
     tables = load(world.state)
-    found = [*_statuses(tables), *_objects(world, tables), *_foreign(world), *_reservations(world, tables)]
-    found += [*_flows(world, tables), *_quota(world, tables), *_events(tables), *_leftovers(world, tables)]
-    return found
+    return [*_objects(world, tables), *_foreign(world), *check_rows(world, tables)]
+
+
+def check_rows(world: World, tables: dict[str, list[Row]]) -> list[str]:
+    """What can be told without the objects, wherever these are: rows, quota, events, and the machine."""
+    found = [*_statuses(tables), *_reservations(world, tables), *_flows(world, tables), *_quota(world, tables)]
+    return [*found, *_events(tables), *_leftovers(world, tables)]
 
 
 def load(state: Path) -> dict[str, list[Row]]:
@@ -119,7 +123,7 @@ def _label(row: Row) -> str:
 def _objects(world: World, tables: dict[str, list[Row]]) -> Iterator[str]:
     volumes = {row["id"]: row for row in tables["volumes"]}
     rows = {f"volume-{row['id']}": row for row in tables["volumes"]}
-    rows |= {f"snap-{row['id']}": row | {"backend": _backend_of(row, volumes)} for row in tables["snapshots"]}
+    rows |= {f"snap-{row['id']}": row | {"backend": backend_of(row, volumes)} for row in tables["snapshots"]}
     held = {(pool, name) for pool, path in world.pools.items() for name in os.listdir(path)}
     for name, row in rows.items():
         if row["status"] in ("available", "in-use"):
@@ -129,7 +133,7 @@ def _objects(world: World, tables: dict[str, list[Row]]) -> Iterator[str]:
     yield from _images(world, tables["images"])
 
 
-def _backend_of(snapshot: Row, volumes: dict[str, Row]) -> str | None:
+def backend_of(snapshot: Row, volumes: dict[str, Row]) -> str | None:
     volume = volumes.get(snapshot["volume_id"])
     return volume["backend"] if volume else None
 
@@ -171,11 +175,11 @@ def _may_be_there(world: World, pool: str, name: str, rows: dict[str, Row]) -> I
         yield f"{pool}/{name} has no row"
     elif rows[name]["backend"] != pool:
         yield f"{pool}/{name} is on another backend than its row says: {rows[name]['backend']}"
-    elif _never_was(rows[name]) and not {rows[name]["id"], rows[name]["name"]} & world.stuck:
+    elif never_was(rows[name]) and not {rows[name]["id"], rows[name]["name"]} & world.stuck:
         yield f"{pool}/{name} is what a failed create left"
 
 
-def _never_was(row: Row) -> bool:
+def never_was(row: Row) -> bool:
     """In `error` since it was being made; a snapshot has no other way to get there."""
     return row["status"] == "error" and not row.get("available_at")
 
