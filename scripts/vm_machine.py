@@ -43,7 +43,8 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """When the power is cut (seconds after the command began, a text in stdout), and how often disks are copied.
+    """When the power is cut (seconds after the command began, a text in stdout), and how often disks are copied,
+    as soon as stdout has `copy_from`.
 
     A copy is what a power cut would have left: the disks `kept`, at an instant at which QEMU stood still.
     """
@@ -51,6 +52,7 @@ class Moments:
     cut_after: float | None = None
     cut_at: bytes | None = None
     copy_every: float | None = None
+    copy_from: bytes = b""
     copies: Path | None = None
     kept: Mapping[str, Path] = field(default_factory=dict)
 
@@ -115,6 +117,7 @@ class Machine:
         self.ended: float | None = None
         self.said, self.told = b"", b""
         self.copied = 0
+        self.next_copy: float | None = None
         self.pipes = {name: os.pipe() for name in ("out", "err", "told")}
         writers = [writer for _, writer in self.pipes.values()]
         words = [*argv, "-serial", f"file:{console}", "-device", "virtio-serial-pci,max_ports=8,addr=2"]
@@ -174,7 +177,9 @@ class Machine:
         every, copies = self.moments.copy_every, self.moments.copies
         if every is None or copies is None or self.booted is None or self.ended is not None:
             return
-        if time.monotonic() < self.booted + every * (self.copied + 1):
+        if self.next_copy is None and self.moments.copy_from in self.said:
+            self.next_copy = time.monotonic() + every
+        if self.next_copy is None or time.monotonic() < self.next_copy:
             return
         target = copies / f"{self.copied:04}"
         target.mkdir(parents=True)
@@ -187,16 +192,17 @@ class Machine:
             subprocess.run(words, check=True)
         self.qemu.send_signal(signal.SIGCONT)
         self.copied += 1
+        self.next_copy = time.monotonic() + every  # a slow copy does not keep the guest from its work
 
     def _pause(self, timeout: float) -> float:
         """Seconds until something is due, whatever the guest says."""
         now = time.monotonic()
         if self.booted is None:
             return max(0.0, self.began + BOOT_LIMIT - now)
-        after, every = self.moments.cut_after, self.moments.copy_every
-        ends = [timeout, *([after] if after is not None else [])]
-        ends += [every * (self.copied + 1)] if every is not None and self.ended is None else []
-        return max(0.0, self.booted + min(ends) - now)
+        after = self.moments.cut_after
+        ends = [self.booted + seconds for seconds in (timeout, after) if seconds is not None]
+        ends += [self.next_copy] if self.next_copy is not None and self.ended is None else []
+        return max(0.0, min(ends) - now)
 
     def _status(self) -> int:
         with contextlib.suppress(subprocess.TimeoutExpired):

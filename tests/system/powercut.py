@@ -40,15 +40,19 @@ class Instant:
         return [word for place in [*places, f"{self.directory}/state"] for word in ("--disk", place)]
 
 
-def copies_during(program: str, directory: Path, disks: list[str], every: float, most: int = 30) -> list[Instant]:
+def copies_during(
+    program: str, directory: Path, disks: list[str], every: float, most: int = 30, since: str = ""
+) -> list[Instant]:
     """What power cuts `every` so many seconds leave while a shell runs `program`: at most so many, spread evenly.
 
-    `disks` are sizes as `scripts/vm --disk` takes them. Fails if the program does.
+    The first comes when the program has said `since`. `disks` are sizes as `scripts/vm --disk` takes them. Fails if
+    the program does.
     """
     words = [word for disk in disks for word in ("--disk", disk)]
-    copies = ["--copies", str(directory / "copies"), "--copy-every", str(every), "--timeout", str(LIMIT)]
+    copies = ["--copies", str(directory / "copies"), "--copy-every", str(every), "--copy-from", since]
+    limit = ["--timeout", str(LIMIT)]
     done = subprocess.run(
-        [VM, *words, *copies, "--", "sh", "-ec", program], capture_output=True, text=True, check=False
+        [VM, *words, *copies, *limit, "--", "sh", "-ec", program], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     sectors = [4096 if disk.endswith(":4096") else 512 for disk in disks]
