@@ -52,11 +52,11 @@ def copy_back(session: Session, group: VolumeGroup, name: str, past: LogicalVolu
     """Make a volume read as its snapshot by writing over what differs, so it may be done again.
 
     What differs is in the snapshot's area already, so that takes no more room; merging would
-    consume the snapshot. LVM activates an origin with its snapshot.
+    consume the snapshot. LVM activates an origin with its snapshot, and keeps it active as long.
     """
-    with (
-        session.opened(past.name, os.O_RDONLY | os.O_DIRECT, group) as source,
-        blocks.device(session.path(name), os.O_RDWR | os.O_DIRECT | os.O_EXCL) as fd,
-    ):
-        blocks.make_equal(source, fd, past.size)
-        blocks.zero(fd, past.size, size)
+    flags = os.O_RDWR | os.O_DIRECT | os.O_EXCL
+    with session.opened(past.name, os.O_RDONLY | os.O_DIRECT, group) as source:
+        mine = past.origin == name
+        with blocks.device(session.path(name), flags) if mine else session.opened(name, flags, group) as fd:
+            blocks.make_equal(source, fd, past.size)
+            blocks.zero(fd, past.size, size)
