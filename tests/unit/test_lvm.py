@@ -129,9 +129,18 @@ def test_the_room_of_a_mirror_is_what_its_smaller_disk_has() -> None:
     assert (stats.total, stats.free) == (99 * MiB, 49 * MiB)
 
 
+def test_two_foreign_lvs_do_not_take_a_mirror_twice() -> None:
+    """One on each leg: both take the same room of it."""
+    others = [LV | {"lv_name": name, "lv_tags": "", "pool_lv": "", "lv_size": str(60 * MiB)} for name in "ab"]
+    pvs = [report.PhysicalVolume(name, 100 * MiB, 40 * MiB, frozenset(), False, True) for name in ("b", "c")]
+    stats = room.thick(group(*others), pvs, copies=2, stripes=1, ours="volctl")
+    assert (stats.total, stats.free, stats.foreign) == (99 * MiB, 39 * MiB, 60 * MiB)
+
+
 def test_foreign_lvs_count() -> None:
-    stats = room.thick(group(POOL, LV, COW), group().pvs, copies=1, stripes=1, ours="volctl")
-    assert stats.foreign == int(POOL["lv_size"])
+    pvs, ours = group().pvs, LV | {"pool_lv": "", "lv_size": str(3 * MiB)}
+    assert room.thick(group(), pvs, copies=1, stripes=1, ours="volctl").foreign == 4 * MiB
+    assert room.thick(group(ours), pvs, copies=1, stripes=1, ours="volctl").foreign == MiB
     thin = room.thin(group(POOL, LV), lv(POOL), ours="volctl-db-2")
     assert thin.foreign == int(LV["lv_size"]) and thin.free == int(313524224 * (100 - 0.67) / 100)
 

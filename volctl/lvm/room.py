@@ -28,16 +28,17 @@ def usable(pvs: Iterable[PhysicalVolume], tags: frozenset[str]) -> list[Physical
 
 
 def thick(group: VolumeGroup, pvs: Sequence[PhysicalVolume], copies: int, stripes: int, ours: str) -> Stats:
-    """The room for LVs of so many copies and stripes on these disks."""
+    """The room for LVs of so many copies and stripes on these disks.
+
+    `foreign` is of that room, too: what is taken there and not by LVs of ours (a foreign LV of one copy
+    takes as much from a mirror as from a plain volume; one on other disks takes nothing).
+    """
     areas = copies * stripes
     mark = group.extent if copies > 1 else 0  # each leg of a raid has an extent of its own metadata
     total, free = (largest(sizes, areas) for sizes in ([pv.size for pv in pvs], [pv.free for pv in pvs]))
-    foreign = sum(lv.taken for lv in group.lvs if ours not in lv.tags and not lv.pool)
-    return Stats(
-        total=_extents(total - mark, group.extent) * stripes,
-        free=_extents(free - mark, group.extent) * stripes,
-        foreign=foreign,
-    )
+    total, free = (_extents(room - mark, group.extent) * stripes for room in (total, free))
+    own = sum(lv.taken for lv in group.lvs if ours in lv.tags and not lv.pool)
+    return Stats(total=total, free=free, foreign=max(0, total - free - own))
 
 
 def _extents(size: int, extent: int) -> int:
