@@ -20,7 +20,7 @@ lint:
 	@scripts/bootstrap test
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check --quiet .
-	.venv/bin/mypy volctl backends tests scripts/boot
+	.venv/bin/mypy volctl backends tests scripts/boot scripts/vm scripts/vm_images.py scripts/vm_machine.py
 	.venv/bin/lint-imports --no-logo
 
 bench:

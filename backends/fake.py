@@ -18,6 +18,7 @@ Files in the directory, so that a test can change them while other processes run
   "after": true, "pause": 0.5}}; all parts optional; `error` is a code of volctl.errors (default
   `backend`), `after` fails when the work is done, `pause` waits first; alone, it only waits.
 - `stats`: {"free": 0, "data_percent": 96.5} replaces parts of `Stats`; null is unknown, Infinity is.
+- `device-<id>`, `device-ro-<id>`: the device of an attached volume, a link to its file; a reboot unlinks it.
 - `calls`: one line of JSON for every call: {"call": "clone", "objects": ["volume-…", "volume-…"]}.
 
 Host tools: none.
@@ -36,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from volctl import errors, files, interrupt
-from volctl.backend import Backend, Capabilities, Info, Problem, Progress, Setup, Stats, Target, check_options
+from volctl.backend import Attached, Backend, Capabilities, Info, Problem, Progress, Setup, Stats, Target, check_options
 from volctl.model import GiB, MiB, Object
 
 _FILES = ("directory", "owner", "group", "mode", "sync")
@@ -65,6 +66,7 @@ class Fake(Backend):
             path_without_attach=True,
             clone_locks_source=bool(options.get("clone_locks_source", False)),
             granule=int(options.get("granule", MiB)),
+            attach_needs_root=False,
             extra=options.get("capabilities", {}),
         )
 
@@ -207,9 +209,32 @@ class Fake(Backend):
             with place.existing(volume.name) as fd:
                 return files.holders(self.path(volume), fd)
 
+    def attach(self, volume: Object, *, read_only: bool, sector_size: int | None = None) -> str:
+        with self._call("attach", volume) as place, place.existing(volume.name):
+            place.remove(_device(volume, not read_only))
+            if not os.path.lexists(place.path / _device(volume, read_only)):
+                os.symlink(volume.name, _device(volume, read_only), dir_fd=place.fd)
+        return str(place.path / _device(volume, read_only))
+
+    def detach(self, volume: Object) -> None:
+        with self._call("detach", volume) as place:
+            if place.stat(volume.name):
+                with place.existing(volume.name) as fd:
+                    if users := files.holders(self.path(volume), fd):
+                        raise errors.InUseError(f"{volume.name} is in use by {', '.join(users)}")
+            place.remove(_device(volume, False), _device(volume, True))
+
+    def attached(self, volume: Object, device: str | None = None) -> Attached | None:
+        there = [mode for mode in (False, True) if os.path.lexists(self._directory.path / _device(volume, mode))]
+        return Attached(str(self._directory.path / _device(volume, there[0])), there[0]) if there else None
+
     def objects(self) -> list[Object]:
         with self._call("objects") as place:
             return place.objects()
+
+
+def _device(volume: Object, read_only: bool) -> str:
+    return f"device-{'ro-' if read_only else ''}{volume.id}"
 
 
 def _reverting(volume: Object) -> str:

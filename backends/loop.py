@@ -7,9 +7,9 @@
     preallocate = "off"            # "falloc": a volume's space is taken when it is made
     owner = "libvirt-qemu"         # of new files; also group, and mode = "0600"
 
-Host tools: none. Clones and snapshots share blocks (FICLONE) on xfs, btrfs and the like, else they
-are sparse copies that keep holes. With `falloc` nothing is shared: a shared block needs new space
-when it is written, which is what preallocation promises not to happen.
+Host tools: none; to attach takes root and Linux 5.8. Clones and snapshots share blocks (FICLONE) on
+xfs, btrfs and the like, else they are sparse copies that keep holes. With `falloc` nothing is shared:
+a shared block needs new space when it is written, which is what preallocation promises not to happen.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from functools import cached_property
 from pathlib import Path
 
 from volctl import files
-from volctl.backend import Backend, Capabilities, Info, Problem, Progress, Setup, Stats, Target, check_options
+from volctl.backend import Attached, Backend, Capabilities, Info, Problem, Progress, Setup, Stats, Target, check_options
 from volctl.errors import BackendError, ConfigError
+from volctl.files import loopdev
 from volctl.model import Object
 
 OPTIONS = ("directory", "preallocate", "owner", "group", "mode", "capabilities")
@@ -47,6 +48,7 @@ class Loop(Backend):
             thin=not self._preallocate,
             constant_time_clone=not self._preallocate and files.reflinks(self._directory.path),
             path_without_attach=True,
+            sector_sizes=loopdev.SECTOR_SIZES,
             extra=self.setup.options.get("capabilities", {}),
         )
 
@@ -179,9 +181,47 @@ class Loop(Backend):
             with place.existing(volume.name) as fd:
                 return files.holders(self.path(volume), fd)
 
+    def attach(self, volume: Object, *, read_only: bool, sector_size: int | None = None) -> str:
+        """A loop device, direct where the file system can. A crash leaves it complete or not begun."""
+        flags = os.O_RDONLY if read_only else os.O_RDWR
+        with (
+            self._directory.opened(f"attach {volume.name}") as place,
+            place.existing(volume.name, flags) as fd,
+        ):
+            file = os.fstat(fd)
+            device = loopdev.find(file, volume.name)
+            if device and not _fits(device, read_only, sector_size):
+                loopdev.detach(device)
+                device = None
+            device = device or loopdev.attach(fd, volume.name, read_only=read_only, sector_size=sector_size)
+        if device.size != file.st_size or not _fits(device, read_only, sector_size):
+            raise BackendError(f"{device.node} has {device.size} bytes, or not the mode or sectors asked for")
+        return str(device.node)
+
+    def detach(self, volume: Object) -> None:
+        with self._directory.opened(f"detach {volume.name}") as place:
+            while (file := place.stat(volume.name)) and (device := loopdev.find(file, volume.name)):
+                loopdev.detach(device)
+
+    def attached(self, volume: Object, device: str | None = None) -> Attached | None:
+        try:
+            found = loopdev.find(os.stat(self.path(volume)), volume.name, device)
+            return Attached(str(found.node), found.read_only, found.sector_size) if found else None
+        except OSError:
+            return None  # no file, so nothing over it; or detached while we looked
+
+    def resize_device(self, volume: Object) -> None:
+        with self._directory.opened(f"grow the device of {volume.name}") as place:
+            if (file := place.stat(volume.name)) and (device := loopdev.find(file, volume.name)):
+                loopdev.grow(device)
+
     def objects(self) -> list[Object]:
         with self._directory.opened("list the objects") as place:
             return place.objects()
+
+
+def _fits(device: loopdev.LoopDevice, read_only: bool, sector_size: int | None) -> bool:
+    return device.read_only == read_only and sector_size in (None, device.sector_size)
 
 
 def _reverting(volume: Object) -> str:

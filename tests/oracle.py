@@ -23,6 +23,8 @@ from typing import Any
 Row = dict[str, Any]
 CHUNK = 1 << 20
 OBJECT = re.compile(r"(volume|snap|image)-([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})")
+DEVICE = re.compile(r"device-(?:ro-)?([0-9a-f-]{36})")
+"""The fake backend's device of an attached volume."""
 OURS_IN_A_POOL = {".volctl", "calls", "fail", "stats"}
 """The marker, and what a test itself puts into a pool of the backend `fake`."""
 STATE_ENTRIES = {"volctl.db", "volctl.db-wal", "volctl.db-shm", "locks", "images", "volumes"}
@@ -66,9 +68,13 @@ class World:
 def check(world: World) -> list[str]:
     """Every violation, a sentence each; empty when all holds."""
     tables = load(world.state)
-    found = [*_statuses(tables), *_objects(world, tables), *_foreign(world), *_reservations(world, tables)]
-    found += [*_flows(world, tables), *_quota(world, tables), *_events(tables), *_leftovers(world, tables)]
-    return found
+    return [*_objects(world, tables), *_foreign(world), *check_rows(world, tables)]
+
+
+def check_rows(world: World, tables: dict[str, list[Row]]) -> list[str]:
+    """What can be told without the objects, wherever these are: rows, quota, events, and the machine."""
+    found = [*_statuses(tables), *_reservations(world, tables), *_flows(world, tables), *_quota(world, tables)]
+    return [*found, *_events(tables), *_leftovers(world, tables)]
 
 
 def load(state: Path) -> dict[str, list[Row]]:
@@ -86,7 +92,7 @@ def load(state: Path) -> dict[str, list[Row]]:
 
 def _decoded(row: sqlite3.Row) -> Row:
     values = dict(row)
-    for key in ("fault", "cause", "state", "locks", "payload", "attempts", "plan", "tasks", "identity"):
+    for key in ("fault", "cause", "state", "locks", "payload", "attempts", "plan", "tasks", "identity", "attachments"):
         if isinstance(values.get(key), str) and values[key][:1] in ("{", "["):
             values[key] = json.loads(values[key])
     return values
@@ -117,7 +123,7 @@ def _label(row: Row) -> str:
 def _objects(world: World, tables: dict[str, list[Row]]) -> Iterator[str]:
     volumes = {row["id"]: row for row in tables["volumes"]}
     rows = {f"volume-{row['id']}": row for row in tables["volumes"]}
-    rows |= {f"snap-{row['id']}": row | {"backend": _backend_of(row, volumes)} for row in tables["snapshots"]}
+    rows |= {f"snap-{row['id']}": row | {"backend": backend_of(row, volumes)} for row in tables["snapshots"]}
     held = {(pool, name) for pool, path in world.pools.items() for name in os.listdir(path)}
     for name, row in rows.items():
         if row["status"] in ("available", "in-use"):
@@ -127,7 +133,7 @@ def _objects(world: World, tables: dict[str, list[Row]]) -> Iterator[str]:
     yield from _images(world, tables["images"])
 
 
-def _backend_of(snapshot: Row, volumes: dict[str, Row]) -> str | None:
+def backend_of(snapshot: Row, volumes: dict[str, Row]) -> str | None:
     volume = volumes.get(snapshot["volume_id"])
     return volume["backend"] if volume else None
 
@@ -142,6 +148,9 @@ def _must_be_there(world: World, name: str, row: Row) -> Iterator[str]:
     except FileNotFoundError:
         yield f"{name} ({row['name']}) is {row['status']}, but there is no {path}"
         return
+    for attachment in row.get("attachments", ()) if row["status"] == "in-use" and row["id"] not in world.stuck else ():
+        if not os.path.exists(attachment["device"]):
+            yield f"{name} ({row['name']}) is in-use, but there is no {attachment['device']}"
     if size != row["size"]:
         yield f"{name} ({row['name']}) has {size} bytes, its row says {row['size']}"
     content = world.contents.get(row["id"]) or world.contents.get(row["name"] or "")
@@ -156,17 +165,21 @@ def _must_be_there(world: World, name: str, row: Row) -> Iterator[str]:
 def _may_be_there(world: World, pool: str, name: str, rows: dict[str, Row]) -> Iterator[str]:
     if name in OURS_IN_A_POOL or name in world.foreign.get(pool, {}):
         return
-    if not OBJECT.fullmatch(name):
+    if device := DEVICE.fullmatch(name):
+        row = rows.get(f"volume-{device[1]}")
+        if (row is None or row["status"] != "in-use") and device[1] not in world.stuck:
+            yield f"{pool}/{name} is the device of a volume that is {row['status'] if row else 'gone'}"
+    elif not OBJECT.fullmatch(name):
         yield f"{pool}/{name} is left behind"
     elif name not in rows:
         yield f"{pool}/{name} has no row"
     elif rows[name]["backend"] != pool:
         yield f"{pool}/{name} is on another backend than its row says: {rows[name]['backend']}"
-    elif _never_was(rows[name]) and not {rows[name]["id"], rows[name]["name"]} & world.stuck:
+    elif never_was(rows[name]) and not {rows[name]["id"], rows[name]["name"]} & world.stuck:
         yield f"{pool}/{name} is what a failed create left"
 
 
-def _never_was(row: Row) -> bool:
+def never_was(row: Row) -> bool:
     """In `error` since it was being made; a snapshot has no other way to get there."""
     return row["status"] == "error" and not row.get("available_at")
 

@@ -1,4 +1,4 @@
-"""What a backend is: one pool of storage, one class, fifteen methods.
+"""What a backend is: one pool of storage, one class.
 
 The contract of every method that touches storage:
 
@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from volctl.errors import ConfigError
+from volctl.errors import ConfigError, MissingError
 from volctl.model import MiB, Object
 
 Progress = Callable[[int, int], None]
@@ -54,6 +54,10 @@ class Capabilities:
     """`path` is a block device."""
     granule: int = MiB
     """Sizes are multiples of this many bytes."""
+    attach_needs_root: bool = True
+    """Only root may call `attach` and `detach`."""
+    sector_sizes: tuple[int, ...] = ()
+    """What `attach` lets one choose from; empty: a device has the sectors of the disk below."""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -75,6 +79,15 @@ class Info:
 
     size: int
     allocated: int
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """An attached volume as the system has it: its device's path, and the logical sector in bytes."""
+
+    device: str
+    read_only: bool
+    sector_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +215,47 @@ class Backend(ABC):
 
     @abstractmethod
     def holders(self, volume: Object) -> list[str]:
-        """Who has the volume open, for a person to read: `qemu-system-x86 (pid 812)`, `/dev/loop3`."""
+        """Who has the volume open, for a person to read: `qemu-system-x86 (pid 812)`, `/dev/loop3`.
+
+        The device of `attach` counts: who asks knows from the row whether it is expected.
+        """
+
+    def attach(self, volume: Object, *, read_only: bool, sector_size: int | None = None) -> str:
+        """Make the volume a block device that programs can open; the device's path.
+
+        When it returns the node is there and has the volume's size, mode and sectors. A device that
+        is ours already, in whatever mode a crash left it, is taken or replaced, never doubled. The
+        caller holds the lock and has seen that nobody else holds the volume. A device is gone after
+        a reboot, so nothing of it need be durable.
+
+        LVM: `lvchange -ay -K` (`-K` for thin snapshots, which skip activation), with `-pr` before
+        for `read_only` and `-prw` else, then wait for udev to have made the link. `path` is stable,
+        so it is the device.
+        """
+        raise MissingError(f"backend {self.name} of kind {self.kind} has no devices to attach")
+
+    def detach(self, volume: Object) -> None:  # noqa: B027 - what has no devices is not attached
+        """Take our device away; it is gone when this returns. Not there is success.
+
+        `InUseError` names who holds it (process, mount point, dm device) and leaves it as it was,
+        also after those let go. Passing openers (udev's probes) are waited for. LVM: `lvchange -an`,
+        and `-prw` for what was read-only.
+        """
+
+    def attached(self, volume: Object, device: str | None = None) -> Attached | None:
+        """Our device of this volume, from the kernel's tables; None if there is none.
+
+        Cheap (it is asked for each attached volume of a list): no child process, needs no rights,
+        never fails. `device` is where it was last seen, and looked at first. LVM: the node exists
+        (or `dm/uuid` in /sys/block), `ro` beside it.
+        """
+        return None
+
+    def resize_device(self, volume: Object) -> None:  # noqa: B027
+        """Let an attached device see that the volume was extended; not attached is success.
+
+        LVM has nothing to do: `lvextend` grows the device.
+        """
 
     @abstractmethod
     def objects(self) -> list[Object]:
@@ -215,6 +268,10 @@ class Backend(ABC):
     def tools(self) -> list[str]:
         """Programs this backend runs; `backend show` says which are there."""
         return []
+
+    def details(self) -> dict[str, Any]:
+        """What else `backend show` says of the pool, as plain values; it may take a program or two."""
+        return {}
 
 
 def check_options(setup: Setup, known: Collection[str]) -> None:

@@ -8,6 +8,7 @@ whole group, and waits until the group is empty.
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import shutil
@@ -27,9 +28,10 @@ inherited: set[int] = set()
 on_run: Callable[[str], None] = lambda line: None
 """Told each command line before it runs, quoted for a shell: `--verbose` prints it."""
 
-PACKAGES = {"qemu-img": "qemu-utils", "losetup": "util-linux", "lvcreate": "lvm2", "lvs": "lvm2"}
+PACKAGES = {"qemu-img": "qemu-utils", "losetup": "util-linux", "lvm": "lvm2", "thin_check": "thin-provisioning-tools"}
 ENVIRONMENT = {"LC_ALL": "C", "PATH": os.defpath, "LVM_SUPPRESS_FD_WARNINGS": "1"}
 TERM_GRACE = 2.0  # seconds between SIGTERM and SIGKILL
+KEEP = ("/bin/sh", "-c", '"$@"; exit $?', "sh")  # a shell that keeps the descriptors which its program closes
 _groups: set[int] = set()
 
 
@@ -69,14 +71,21 @@ def run(
     pass_fds: Iterable[int] = (),
     on_output: Callable[[str], None] | None = None,
     limits: Limits | None = None,
+    keep_locks: bool = False,
+    timeout: float | None = None,
+    grace: float = TERM_GRACE,
 ) -> Result:
     """Run to the end. `BackendError` with the last line of stderr if the status is not in `ok`.
 
-    `on_output` gets pieces of stdout as they come (they are then not in the result).
+    `on_output` gets pieces of stdout as they come (they are then not in the result). `keep_locks` is
+    for programs that close what they inherit, as LVM's do: a shell holds the locks until they end.
+    After `timeout` seconds the program is ended, which is a `BackendError`; `grace` is how long one
+    that must be ended may take over it before it is killed.
     """
     argv = [find(program), *map(str, args)]
     on_run(shlex.join([program, *argv[1:]]))
-    result = _wait(_start(argv, {*pass_fds, *inherited}, on_output, limits))
+    child = _start([*KEEP, *argv] if keep_locks else argv, {*pass_fds, *inherited}, on_output, limits)
+    result = _wait(child, program, timeout, grace)
     if result.status not in ok:
         raise failure(program, result)
     return result
@@ -151,14 +160,16 @@ def _limit(limits: Limits) -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu, limits.cpu))
 
 
-def _wait(child: _Child) -> Result:
-    group = child.process.pid
+def _wait(child: _Child, program: str, timeout: float | None, grace: float) -> Result:
+    group, end = child.process.pid, time.monotonic() + (timeout or math.inf)
     try:
         while not child.done.wait(0.1):
             interrupt.check()
+            if time.monotonic() > end:
+                raise BackendError(f"{program} did not end within {timeout:g} s")
         interrupt.check()
     finally:
-        if _end(group):
+        if _end(group, grace):
             _groups.discard(group)
     return Result(child.process.process.exit_code, "".join(child.out), "".join(child.err))
 
@@ -168,9 +179,9 @@ def children_left() -> bool:
     return any(_lives(group) for group in _groups)
 
 
-def _end(group: int) -> bool:
+def _end(group: int, grace: float) -> bool:
     """End what is left of a process group; True when nobody of it lives, False if the kernel will not let it."""
-    for signum, patience in ((0, 0.0), (signal.SIGTERM, TERM_GRACE), (signal.SIGKILL, TERM_GRACE)):
+    for signum, patience in ((0, 0.0), (signal.SIGTERM, grace), (signal.SIGKILL, TERM_GRACE)):
         if not _lives(group):
             return True
         _signal(group, signum)

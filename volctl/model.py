@@ -68,9 +68,10 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    device: str
+    device: str | None  # null: gone, by a reboot perhaps, until `attach --all` brings it back
     read_only: bool
     attached_at: str
+    sector_size: int | None = None
 
 
 class _Labelled:
@@ -278,6 +279,7 @@ class BackendState:
 class BackendDetails(BackendState):
     options: Json = field(default_factory=dict)
     tools: tuple[Json, ...] = ()
+    details: Json = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,9 +386,6 @@ def is_uuid(text: str) -> bool:
     return _UUID.fullmatch(text) is not None
 
 
-_REFUSED = {"Cc", "Cs", "Cn", "Zl", "Zp"}
-
-
 def check_text(text: str, what: str, limit: int = 255, least: int = 0) -> str:
     """User text for a description or a property; ValueError for control and unassigned characters."""
     import unicodedata
@@ -394,6 +393,6 @@ def check_text(text: str, what: str, limit: int = 255, least: int = 0) -> str:
     if not least <= len(text) <= limit:
         raise ValueError(f"{what} has {len(text)} characters; allowed are {least} to {limit}")
     for position, char in enumerate(text, 1):
-        if unicodedata.category(char) in _REFUSED:
+        if unicodedata.category(char) in ("Cc", "Cs", "Cn", "Zl", "Zp"):
             raise ValueError(f"{what} has a forbidden character U+{ord(char):04X} at position {position}")
     return text

@@ -4,7 +4,8 @@
         def backend(self, directory: Path, database: str) -> Backend:
             return Tape(Setup("tapes", {"directory": str(directory)}, database))
 
-A backend whose pool is not a directory overrides `lose` as well, one without files `write`.
+A backend whose pool is not a directory overrides `lose` and `leftovers` as well, one without files
+`write`, one whose steps are processes `killed_at`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,7 @@ def quiet(done: int, total: int) -> None:
 
 class Conformance:
     holds_files = True  # the pool is a directory in which others may put files
+    least_steps = 6  # at which an operation can be killed
     stride = 1  # kill at every so many steps; more where the same code runs twice, or steps are slow
 
     def backend(self, directory: Path, database: str) -> Backend:
@@ -255,6 +257,8 @@ class Conformance:
             assert where.path.is_absolute() and (not where.zeroed or not any(where.path.read_bytes()))
             if where.path.is_file():
                 where.path.write_bytes(b"x" * length)
+            else:
+                put(where, b"x" * min(length, SIZE), SIZE)
         data = self.read(pool, target)
         assert len(data) == SIZE and data == (b"x" * length).ljust(SIZE, b"\0")[:SIZE]
 
@@ -266,9 +270,9 @@ class Conformance:
         assert pool.objects() == []
 
     def test_writing_begins_anew(self, pool: Backend, volume: Object) -> None:
-        with pool.writing(volume, SIZE):
-            pass
-        assert not any(self.read(pool, volume))
+        with pool.writing(volume, SIZE) as where:
+            zeroed = where.zeroed
+        assert self.size(pool, volume) == SIZE and not (zeroed and any(self.read(pool, volume)))
 
     def test_reading_what_is_not_there_is_an_error(self, pool: Backend) -> None:
         with pytest.raises(BackendError), pool.reading(new()):
@@ -298,17 +302,24 @@ class Conformance:
                 then(pool)
                 before(pool)
                 steps += self.stride
-            assert steps > 5
+            assert steps >= self.least_steps
 
     def test_delete_takes_what_a_killed_revert_left(self, pool: Backend, snapshot: Object) -> None:
         victim, steps = new(), 0
         written(pool.writing, victim)
         while self.killed_at(steps, pool, lambda pool: pool.revert(victim, snapshot, SIZE)):
             pool.delete(victim)
-            assert len(pool.objects()) == len(os.listdir(pool.path(victim).parent)) - self.others(pool) == 2
+            assert len(pool.objects()) == 2 and self.leftovers(pool) == 0
             written(pool.writing, victim)
             steps += self.stride
-        assert steps > 5
+        assert steps >= self.least_steps
+
+    def killed_at(self, step: int, pool: Backend, act: Act) -> bool:
+        return killed_at(step, pool, act)
+
+    def leftovers(self, pool: Backend) -> int:
+        """Things in the pool that are no objects, the marker aside."""
+        return len(os.listdir(pool.path(new()).parent)) - self.others(pool) - len(pool.objects())
 
     def repeatable(self, volume: Object, snapshot: Object) -> Iterator[tuple[Act, Act, Act]]:
         """What is there before each operation, the operation, what holds when it was killed and called again."""
@@ -332,7 +343,7 @@ class Conformance:
         def gone(which: Object) -> Act:
             def look(pool: Backend) -> None:
                 assert pool.inspect(which) is None
-                assert len(pool.objects()) == len(os.listdir(pool.path(volume).parent)) - self.others(pool)
+                assert self.leftovers(pool) == 0
 
             return look
 
@@ -350,24 +361,9 @@ class Conformance:
         """Files in the pool that are no objects: the marker."""
         return 1
 
-    def killed_at(self, step: int, pool: Backend, act: Act) -> bool:
-        """Do it in a child that is killed before its `step`th call of a built-in; False if it came to its end."""
-        child = os.fork()
-        if not child:
-            try:
-                sys.setprofile(Countdown(step))
-                act(pool)
-                sys.setprofile(None)
-            except VolctlError:
-                os._exit(1)
-            os._exit(0)
-        status = os.waitpid(child, 0)[1]
-        assert status in (0, signal.SIGKILL)
-        return status == signal.SIGKILL
-
     def test_the_deadline_is_heard(self, pool: Backend, volume: Object) -> None:
         target, at_once = new(), pool.capabilities.constant_time_clone
-        with nullcontext() if at_once else pytest.raises(TimedOut), interrupt.budget(-1):
+        with suppress(TimedOut) if at_once else pytest.raises(TimedOut), interrupt.budget(-1):
             pool.clone(volume, target, SIZE, quiet)
         pool.delete(target)
         assert pool.objects() == [volume]
@@ -406,8 +402,29 @@ def clone_image(pool: Backend, target: Object) -> None:
 def written(writing: Callable[[Object, int], object], target: Object) -> None:
     with writing(target, SIZE) as where:  # type: ignore[attr-defined]
         assert isinstance(where, Target)
-        with where.path.open("r+b") as file:
-            file.write(WRITTEN)
+        put(where, WRITTEN, size=SIZE)
+
+
+def put(where: Target, data: bytes, size: int) -> None:
+    """Write as a copy must: what is to read as zeros is written, too, where the target is not blank."""
+    with where.path.open("r+b") as file:
+        file.write(data if where.zeroed else data.ljust(size, b"\0"))
+
+
+def killed_at(step: int, pool: Backend, act: Act) -> bool:
+    """Do it in a child that is killed before its `step`th call of a built-in; False if it came to its end."""
+    child = os.fork()
+    if not child:
+        try:
+            sys.setprofile(Countdown(step))
+            act(pool)
+            sys.setprofile(None)
+        except VolctlError:
+            os._exit(1)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    assert status in (0, signal.SIGKILL)
+    return status == signal.SIGKILL
 
 
 class Countdown:

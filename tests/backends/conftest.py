@@ -4,4 +4,4 @@ from __future__ import annotations
 
 import pytest
 
-pytest.register_assert_rewrite("tests.backends.conformance")
+pytest.register_assert_rewrite("tests.backends.conformance", "tests.backends.attaching")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from backends.loop import Loop
-from tests.backends.conformance import SIZE, Conformance, new, quiet, stranger
+from tests.backends.conformance import SIZE, Conformance, killed_at, new, quiet, stranger
 from volctl.backend import Backend, Setup
 from volctl.errors import AccessError, BackendError, ConfigError, ConflictError, NoSpaceError
 from volctl.model import GiB, MiB, Object
@@ -162,10 +162,10 @@ def test_a_damaged_marker_is_not_ours(tmp_path: Path, marker: bytes) -> None:
 
 
 def test_a_killed_init_can_be_done_again(tmp_path: Path) -> None:
-    suite, step = TestLoop(), 0
+    step = 0
     path = tmp_path / "pool"
     pool = Loop(Setup("files", {"directory": str(path)}, "db"))
-    while suite.killed_at(step, pool, lambda pool: pool.init()):
+    while killed_at(step, pool, lambda pool: pool.init()):
         pool.init()
         assert not pool.check() and os.listdir(path) == [".volctl"]
         assert json.loads((path / ".volctl").read_text()) == {"volctl": 1, "database": "db"}

@@ -44,10 +44,10 @@ class Ended:
 
 
 class Zygote:
-    """The warm process of `zygote.py`."""
+    """The warm process of `zygote.py`, with these modules imported."""
 
-    def __init__(self) -> None:
-        words = [sys.executable, "-m", "tests.engine.zygote"]
+    def __init__(self, *modules: str) -> None:
+        words = [sys.executable, "-m", "tests.engine.zygote", *modules]
         env = {"PYTHONPATH": str(REPO), "PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"}
         self._process = subprocess.Popen(
             words, cwd=REPO, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -132,6 +132,25 @@ def reverted(rig: Rig, died: Ended, whole: Ended) -> str | None:
     return oracle.differs(rig.file("src"), wanted)
 
 
+def attached(rig: Rig, died: Ended, whole: Ended) -> str | None:
+    return _is_in_use(rig, died.commits == whole.commits)
+
+
+def detached(rig: Rig, died: Ended, whole: Ended) -> str | None:
+    return _is_in_use(rig, died.commits == 0)
+
+
+def _is_in_use(rig: Rig, wanted: bool) -> str | None:
+    row = rig.there("src")
+    there = any(rig.pools[row["backend"]].glob(f"device-*{row['id']}"))
+    right = (row["status"], bool(row["attachments"]), there) == ("in-use" if wanted else "available", wanted, wanted)
+    return None if right else f"{row['status']} at {row['attachments']}, a device is there: {there}"
+
+
+def grown_in_use(rig: Rig, died: Ended, whole: Ended) -> str | None:
+    return extended(rig, died, whole) or _is_in_use(rig, True)
+
+
 def image_added(rig: Rig, died: Ended, whole: Ended) -> str | None:
     there = any(row["name"] == "i" for row in oracle.load(rig.state)["images"])
     done = died.commits == whole.commits
@@ -144,6 +163,10 @@ def image_deleted(rig: Rig, died: Ended, whole: Ended) -> str | None:
 
 
 # -- the worlds
+
+
+def is_attached(rig: Rig) -> None:
+    rig.run("attach", "src", status=0)
 
 
 def a_fails(rig: Rig) -> None:
@@ -181,6 +204,9 @@ CASES = {
     "snapshot": Case("snapshot create src s", snapshot_made, 10, reads_as={"s": "src"}),
     "snapshot-delete": Case("snapshot delete snap -y", snapshot_deleted, 8),
     "revert": Case("revert src snap -y", reverted, 10),
+    "attach": Case("attach src --read-only", attached, 8),
+    "detach": Case("detach src", detached, 8, is_attached),
+    "extend-attached": Case("extend src 5M", grown_in_use, 7, is_attached),
     "image-add": Case("image add i RAW --copy", image_added, 9),
     "image-delete": Case("image delete registered -y", image_deleted, 8),
 }

@@ -9,12 +9,14 @@ Run as a program of its own so that a fork meets no threads of the test runner.
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -22,12 +24,13 @@ from typing import IO, Any, NoReturn
 import volctl.cli
 import volctl.cli.app
 from tests.engine.inject import inject
-from volctl import interrupt
+from volctl import command, interrupt
 from volctl.db import store
 
 Json = dict[str, Any]
 FILE_EVENTS = {"os.remove", "os.rename", "os.truncate", "os.mkdir", "fcntl.flock"}
 NOT_OURS = {"calls", "fail"}  # the fake backend's own book-keeping
+SOON = 0.08  # seconds; an LVM call takes 0.1 to 1 where the processor is emulated
 Outcome = tuple[int, list[str], str, str]
 
 
@@ -41,14 +44,24 @@ class Points:
     count: int = 0
 
     def __call__(self, name: str) -> None:
-        self.count += 1
-        os.write(self.pipe, f"{name}\n".encode())
-        if self.count == self.die_at:
+        if self._passed(name):
             os.kill(os.getpid(), signal.SIGKILL)
         if (what := self.signals.pop(name, None)) == "expire":
             interrupt.install(0.0)
         elif what is not None:
             os.kill(os.getpid(), what)
+
+    def soon(self, name: str) -> None:
+        """A point that lies a while after this call, later the later it comes: in a program that begins now."""
+        if self._passed(name):
+            pause = SOON * (1 + self.count % 4)
+            threading.Timer(pause, os.kill, (os.getpid(), signal.SIGKILL)).start()
+
+    def _passed(self, name: str) -> bool:
+        """Is this where to die?"""
+        self.count += 1
+        os.write(self.pipe, f"{name}\n".encode())
+        return self.count == self.die_at
 
 
 @dataclass(slots=True)
@@ -68,6 +81,16 @@ def listen_to_files(passed: Points) -> None:
             passed(f"create {_name(args[0])}")
 
     sys.addaudithook(hear)
+
+
+def listen_to_programs(passed: Points) -> None:
+    """A point before each program, and one while it runs: it goes on, with our locks."""
+
+    def hear(line: str) -> None:
+        passed(f"start {line}")
+        passed.soon(f"run {line}")
+
+    command.on_run = hear
 
 
 def _name(path: object) -> str:
@@ -100,6 +123,8 @@ def child(order: Json, writer: int, command: Command) -> NoReturn:
         inject(change)
     if order.get("files"):
         listen_to_files(passed)
+    if order.get("programs"):
+        listen_to_programs(passed)
     status = volctl.cli.main(order["argv"])
     sys.stdout.flush()
     sys.stderr.flush()
@@ -119,8 +144,10 @@ def join(pid: int, command: Command) -> Outcome:
     return os.waitstatus_to_exitcode(status), points, said[0], said[1]
 
 
-def warm_up() -> None:
-    """Import what commands import when they run: the first would pay for all."""
+def warm_up(modules: Sequence[str] = ()) -> None:
+    """Import what commands import when they run, and these: the first would pay for all."""
+    for module in modules:
+        importlib.import_module(module)
     with tempfile.TemporaryDirectory(prefix="volctl-warm-") as scratch:
         config = Path(scratch, "config.toml")
         config.write_text(f'[[backend]]\nname = "a"\nkind = "fake"\ndirectory = "{scratch}/pool"\n')
@@ -146,7 +173,7 @@ def quiet(act: Callable[[], None]) -> None:
 
 
 def main() -> None:
-    quiet(warm_up)
+    quiet(lambda: warm_up(sys.argv[1:]))
     gc.collect()
     gc.freeze()  # a collection in a child would copy every page of ours
     running: dict[int, Command] = {}

@@ -21,6 +21,8 @@ OTHERS = {
     "snapshot_create": "snapshot create src s",
     "snapshot_delete": "snapshot delete snap -y",
     "volume_revert": "revert src snap -y",
+    "volume_attach": "attach src",
+    "volume_detach": "detach src",
     "image_add": "image add i IMAGE --copy",
     "image_delete": "image delete registered -y",
 }
@@ -80,6 +82,8 @@ def _has_its_events(rig: Rig, *, began: bool) -> None:
 def test_another_verb_that_fails_in_a_task_is_undone_or_stuck_and_then_completed(rig: Rig, point: Point) -> None:
     """Never anything between; whether the flow is stuck or not, the outcome is one of the two."""
     flow = point[0]
+    if flow == "volume_detach":
+        rig.run("attach", "src", status=0)
     before = oracle.load(rig.state)
     done = rig.run(*_words(rig, flow), inject=fail(*point, "RuntimeError"), status=1)
     assert "injected" in done.err
@@ -118,6 +122,8 @@ def _outcome(rig: Rig, flow: str, before: dict[str, list[Json]]) -> bool:
     kinds = {"volume_delete": "volumes", "snapshot_create": "snapshots", "snapshot_delete": "snapshots"}
     if flow == "volume_extend":
         return bool(rig.there("src")["size"] == 5 * 1024**2)
+    if flow in ("volume_attach", "volume_detach"):
+        return bool(rig.there("src")["status"] == ("in-use" if flow == "volume_attach" else "available"))
     kind = kinds.get(flow, "images")
     good = [row for row in after[kind] if row["status"] == "available"]
     return len(good) != len(before[kind])

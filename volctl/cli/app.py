@@ -20,6 +20,8 @@ VERBS = {
     "path": ("look", "Print the file or device of a volume."),
     "tree": ("look", "Show volumes, their snapshots and their clones."),
     "wait": ("look", "Wait until a volume has a status."),
+    "attach": ("attach", "Make a volume a block device and print it."),
+    "detach": ("attach", "Take a volume's block device away; refused while something has it open."),
     "extend": ("change", "Make a volume larger."),
     "set": ("change", "Change the name, description or properties of a volume."),
     "unset": ("change", "Remove the name, description or properties of a volume."),

@@ -43,6 +43,7 @@ def create(
     description: words.Description = None,
     if_absent: Annotated[bool, typer.Option("--if-absent", help="Success if the same one is there")] = False,
     dry_run: Annotated[bool, typer.Option("-n", "--dry-run", help="Only show which backend it would get")] = False,
+    attach: Annotated[bool, typer.Option("--attach", help="And make it a block device")] = False,
     max_attempts: Attempts = None,
     count: Count = None,
 ) -> None:
@@ -70,7 +71,7 @@ def create(
         if_absent=if_absent,
         max_attempts=whole(max_attempts, "--max-attempts"),
     )
-    (explained if dry_run else created)(ctx, wanted, many)
+    explained(ctx, wanted, many) if dry_run else created(ctx, wanted, many, attach)
 
 
 @verb(app, "explain")
@@ -105,15 +106,16 @@ def explain(
     explained(ctx, wanted)
 
 
-def created(ctx: typer.Context, wanted: CreateRequest, count: int) -> None:
+def created(ctx: typer.Context, wanted: CreateRequest, count: int, attached: bool) -> None:
     """One volume, or NAME-1 … NAME-N; with --quiet their ids only."""
     shown = view(ctx, "Volume", words.VOLUME_COLUMNS)
     if common(ctx).quiet and not common(ctx).columns and common(ctx).output == "table":
         shown = replace(shown, given=replace(shown.given, output="value", columns=("id",)))
     with session(ctx, flows=count == 1) as s:
-        from volctl.service import volumes
+        from volctl.service import attach, volumes
 
-        shown.each(names(wanted.name, count), lambda name: volumes.create(s, named(wanted, name)))
+        make = attach.create_attached if attached else volumes.create
+        shown.each(names(wanted.name, count), lambda name: make(s, named(wanted, name)))
 
 
 def names(name: str | None, count: int) -> list[str]:

@@ -82,9 +82,9 @@ def tree(ctx: typer.Context, ref: words.SomeRef = None) -> None:
     """Show volumes, their snapshots and their clones."""
     shown = view(ctx, NODE_FIELDS, NODE_COLUMNS)
     with session(ctx, reads=True) as s:
-        from volctl.service import volumes
+        from volctl.service.tree import tree as family
 
-        nodes = volumes.tree(s, ref)
+        nodes = family(s, ref)
     if common(ctx).output == "table":
         shown.many(branches(nodes, indent="  "))
     elif common(ctx).output in ("value", "csv"):

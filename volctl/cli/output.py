@@ -79,12 +79,12 @@ class View:
             case _:
                 _table(columns, [{c: cell(c, row) for c in columns} for row in rows], self.given)
 
-    def each(self, keys: Sequence[str], act: Callable[[str], T]) -> None:
-        """Do it for each key and show what came back: one object for one key, else a list.
+    def each(self, keys: Sequence[str], act: Callable[[str], T], *, several: bool = False) -> None:
+        """Do it for each key and show what came back: one object for one key (unless `several`), else a list.
 
         Of several keys, a failure is told as it happens and the others go on; then `PartialError`.
         """
-        if len(keys) == 1:
+        if len(keys) == 1 and not several:
             self._shown(act(keys[0]))
             return
         done: list[T] = []

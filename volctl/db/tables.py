@@ -56,6 +56,7 @@ volumes = Table(
     Index("volumes_quota", "project", "type", "size", "id"),
     Index("volumes_backend", "backend", "size", "promised"),
     Index("volumes_source", "source_id"),
+    Index("volumes_status", "status"),
     Index("volumes_type", "type"),
 )
 

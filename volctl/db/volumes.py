@@ -97,6 +97,12 @@ def by_prefix(tx: Connection, prefix: str) -> list[Volume]:
     return [as_volume(row) for row in tx.execute(query).mappings()]
 
 
+def in_status(tx: Connection, status: Status) -> list[Volume]:
+    """Of every project."""
+    rows = tx.execute(select(*_COLUMNS).where(volumes.c.status == status)).mappings()
+    return [as_volume(row) for row in rows]
+
+
 def listing(
     tx: Connection, *, project: str | None, equal: dict[str, str], sort: str, descending: bool
 ) -> Iterator[Volume]:

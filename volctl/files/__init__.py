@@ -1,11 +1,12 @@
 """Files that hold objects, handled so that a crash leaves no doubt: what backends of files are made of.
 
 `Directory.opened(doing)` is the way into a pool: it sees the marker first, and turns an OSError into
-the error that says what could not be done, and where. `holders` says who else has a file open.
+the error that says what could not be done, and where. `holders` says who else has a file open,
+`device_holders` who has a block device. `volctl.files.loopdev` is loop devices.
 """
 
 from volctl.files.directory import MARKER, Directory, Ownership, Place, directory_option, os_open, translated
-from volctl.files.holders import holders, know_locks
+from volctl.files.holders import device_holders, holders, know_locks
 from volctl.files.sparse import allocate, copy, grow, reflink, reflinks
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Place",
     "allocate",
     "copy",
+    "device_holders",
     "directory_option",
     "grow",
     "holders",

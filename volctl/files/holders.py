@@ -1,4 +1,4 @@
-"""Who has a file open without us: loop devices, processes, and whoever holds qemu's image locks.
+"""Who has a file or a block device open: loop devices, mounts, processes, and who holds qemu's image locks.
 
 Sources: loop(4) and /sys/block/loopN/loop/backing_file, proc(5), fcntl(2) (F_OFD_GETLK),
 qemu's docs/interop/… on `file.locking`: qemu locks single bytes at 100 and 200 of an image.
@@ -39,30 +39,65 @@ def holders(path: Path, fd: int) -> list[str]:
     return found
 
 
-def _loops(file: os.stat_result) -> Iterator[str]:
-    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+def device_holders(node: Path) -> list[str]:
+    """Who holds a block device, for a person to read: `mounted on /mnt`, `held by dm-3`, `dd (pid 812)`.
+
+    Its partitions count, and mounts of other namespaces (containers) as far as one may see them.
+    """
+    device = os.stat(node)
+    block = Path("/sys/dev/block", f"{os.major(device.st_rdev)}:{os.minor(device.st_rdev)}").resolve()
+    return [*_uses(block), *(f"held by {above}" for above in _loops(device)), *_processes(node, device)[0]]
+
+
+def backed_by(file: os.stat_result, pattern: str = "loop*") -> Iterator[Path]:
+    """The loop devices over a file, as their directories in /sys/block."""
+    for backing in Path("/sys/block").glob(f"{pattern}/loop/backing_file"):
         try:
             same = os.path.samestat(os.stat(backing.read_text().removesuffix("\n")), file)
         except OSError:
             continue  # detached meanwhile, or its file is deleted or not ours to see
         if same:
-            block = backing.parent.parent
-            yield ", ".join([f"/dev/{block.name}", *_uses(block)])
+            yield backing.parent.parent
+
+
+def _loops(file: os.stat_result) -> Iterator[str]:
+    for block in backed_by(file):
+        yield ", ".join([f"/dev/{block.name}", *_uses(block)])
 
 
 def _uses(block: Path) -> Iterator[str]:
-    """How a block device and its partitions are used."""
-    parts = [block, *block.glob(f"{block.name}p*")]
+    """How a block device (its directory in sysfs) and its partitions are used."""
+    parts = [block, *(path.parent for path in block.glob("*/partition"))]
     numbers = {(part / "dev").read_text().strip() for part in parts}
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        fields = line.split()
-        if fields[2] in numbers:
-            yield f"mounted on {fields[4].encode().decode('unicode_escape')}"
+    nodes = {f"/dev/{part.name}" for part in parts}
+    for mount in sorted(_mounts(numbers, nodes)):
+        yield f"mounted on {mount}"
     swaps = {line.split()[0] for line in Path("/proc/swaps").read_text().splitlines()}
-    if swaps & {f"/dev/{part.name}" for part in parts}:
+    if swaps & nodes:
         yield "in use as swap"
     for part in parts:
-        yield from (f"held by {holder.name}" for holder in (part / "holders").iterdir())
+        yield from (f"held by {_device(holder.resolve())}" for holder in (part / "holders").iterdir())
+
+
+def _device(block: Path) -> str:
+    """`dm-3 (vg0-root)` for a device-mapper device, else `md0`."""
+    name = _text(block / "dm/name").strip()
+    return f"{block.name} ({name})" if name else block.name
+
+
+def _mounts(numbers: set[str], nodes: set[str]) -> set[str]:
+    """Where devices are mounted, in every mount namespace; btrfs shows another number, but names its device."""
+    seen, found = set(), set()
+    for pid in ("self", *filter(str.isdigit, os.listdir("/proc"))):
+        try:
+            namespace = os.readlink(f"/proc/{pid}/ns/mnt")
+        except OSError:
+            continue
+        if namespace not in seen:
+            seen.add(namespace)
+            fields = [line.split() for line in _text(Path("/proc", pid, "mountinfo")).splitlines()]
+            found |= {line[4] for line in fields if line[2] in numbers or line[line.index("-") + 2] in nodes}
+    return {mount.encode().decode("unicode_escape") for mount in found}
 
 
 def _processes(path: Path, file: os.stat_result) -> tuple[list[str], bool]:
@@ -73,7 +108,7 @@ def _processes(path: Path, file: os.stat_result) -> tuple[list[str], bool]:
             if _is_ours(int(pid)) or _shares_lock(pid):
                 ours = ours or int(pid) != os.getpid()
             else:
-                strangers.append(f"{_read(pid, 'comm').strip() or 'a process'} (pid {pid})")
+                strangers.append(f"{_text(Path('/proc', pid, 'comm')).strip() or 'a process'} (pid {pid})")
     return strangers, ours
 
 
@@ -88,7 +123,7 @@ def _opens(pid: str, name: str, file: os.stat_result) -> bool:
 
 def _is_ours(pid: int) -> bool:
     while pid > 1 and pid != os.getpid():
-        fields = _read(str(pid), "stat").rpartition(")")[2].split()
+        fields = _text(Path("/proc", str(pid), "stat")).rpartition(")")[2].split()
         pid = int(fields[1]) if fields else 0
     return pid == os.getpid()
 
@@ -103,9 +138,10 @@ def _shares_lock(pid: str) -> bool:
         return False
 
 
-def _read(pid: str, name: str) -> str:
+def _text(path: Path) -> str:
+    """Empty if it is gone, or not ours to read."""
     try:
-        return Path("/proc", pid, name).read_text()
+        return path.read_text()
     except OSError:
         return ""
 

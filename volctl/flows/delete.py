@@ -94,8 +94,8 @@ def check_deletable(volume: Volume, *, force: bool) -> None:
     name = volume.label
     if volume.protected:
         raise ProtectedError(f"volume {name} is protected", hint=f"volctl unprotect {name}", volume=volume.id)
-    if volume.status is Status.IN_USE or volume.attachments:
-        devices = ", ".join(attachment.device for attachment in volume.attachments)
+    devices = ", ".join(attachment.device for attachment in volume.attachments if attachment.device)
+    if volume.status is Status.IN_USE or devices:
         raise InUseError(f"volume {name} is attached ({devices})", hint=f"volctl detach {name}", volume=volume.id)
     allowed = (*DELETABLE, Status.ERROR_DELETING) if force else DELETABLE
     if volume.status not in allowed:

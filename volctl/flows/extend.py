@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class ExtendState:
-    """`size` is the new size, `before` the present one, in bytes. With `by`, `size` is added to it."""
+    """`size` is the new size, `before` the present one, in bytes. With `by`, `size` is added to it.
+
+    `status` is the one that it has before and after.
+    """
 
     volume_id: str
     size: int
@@ -33,6 +36,7 @@ class ExtendState:
     type: str | None = None
     specs: dict[str, str] = field(default_factory=dict)
     reservation: str | None = None
+    status: str = Status.AVAILABLE
 
     @property
     def object(self) -> Object:
@@ -47,18 +51,19 @@ class ExtendTask(Task[Context, ExtendState]):
 
 
 class CheckExtendTask(ExtendTask):
-    """The volume is available and nobody holds it, the size is larger, the type and the backend take it."""
+    """The volume is attached, or available and nobody holds it; the size is larger, type and backend take it."""
 
     def gather(self, run: ExtendRun) -> None:
         state, env = run.state, run.env
         with env.store.read() as tx:
             volume = volumes.get(tx, state.volume_id)
             found = types.find(tx, volume.type) if volume.type else None
-        if volume.status is not Status.AVAILABLE:
+        if volume.status not in (Status.AVAILABLE, Status.IN_USE):
             raise ConflictError(f"volume {volume.label} is {volume.status}, not available", volume=volume.id)
-        state.before, state.backend = volume.size, volume.backend
+        state.status, state.before, state.backend = volume.status, volume.size, volume.backend
         state.project, state.type, state.specs = volume.project, volume.type, found.specs if found else {}
-        check_holders(env, volume)
+        if volume.status is Status.AVAILABLE:
+            check_holders(env, volume)
         run.found = pools.survey(env)
         backend = env.backends.get(volume.backend)
         wanted = state.size + volume.size if state.by else state.size
@@ -72,16 +77,19 @@ class CheckExtendTask(ExtendTask):
         _check_room(tx, run)
         growth = Usage(gigabytes=state.size - state.before)
         state.reservation = quota.reserve(tx, growth, state.type, None)
-        volumes.transition(tx, state.volume_id, (Status.AVAILABLE,), Status.EXTENDING, run.request)
+        volumes.transition(tx, state.volume_id, (Status(state.status),), Status.EXTENDING, run.request)
         events.add(tx, "extend.start", state.volume_id, run.request, {"from": state.before, "to": state.size})
 
     def unrecord(self, tx: Connection, run: ExtendRun) -> None:
         quotas.release(tx, run.state.reservation)
-        volumes.transition(tx, run.state.volume_id, (Status.EXTENDING,), Status.AVAILABLE, run.request)
+        volumes.transition(tx, run.state.volume_id, (Status.EXTENDING,), Status(run.state.status), run.request)
 
 
 class ExtendStorageTask(ExtendTask):
-    """The backend grows the volume. A failure that left the old size is undone, any other is completed."""
+    """The backend grows the volume, and its device if it is attached.
+
+    A failure that left the old size is undone, any other is completed.
+    """
 
     def plan(self, run: ExtendRun) -> Json:
         return {"backend": run.state.backend, "object": run.state.object.name}
@@ -91,6 +99,7 @@ class ExtendStorageTask(ExtendTask):
         backend = run.env.backends.get(state.backend)
         try:
             backend.extend(state.object, state.size)
+            backend.resize_device(state.object)
         except VolctlError as error:
             found = backend.inspect(state.object)
             error.untouched = found is not None and found.size == state.before
@@ -103,8 +112,8 @@ class ExtendEntryTask(ExtendTask):
     def record(self, tx: Connection, run: ExtendRun) -> None:
         state = run.state
         quotas.release(tx, state.reservation)
-        status = (Status.EXTENDING, Status.ERROR)
-        volumes.transition(tx, state.volume_id, status, Status.AVAILABLE, run.request, size=state.size, fault=None)
+        status, after = (Status.EXTENDING, Status.ERROR), Status(state.status)
+        volumes.transition(tx, state.volume_id, status, after, run.request, size=state.size, fault=None)
         events.add(tx, "extend.end", state.volume_id, run.request, {"size": state.size})
 
 

@@ -28,7 +28,8 @@ def show(session: Session, name: str) -> BackendDetails:
     config = next(config for config in session.env.backends.configs if config.name == name)
     tools = tuple(_tool(program) for program in backend.tools())
     options = {key: value for key, value in asdict(config).items() if key not in ("name", "kind", "builtin", "options")}
-    return BackendDetails(**_fields(state), options=options | dict(config.options), tools=tools)
+    details = {} if state.problems and state.total is None else backend.details()
+    return BackendDetails(**_fields(state), options=options | dict(config.options), tools=tools, details=details)
 
 
 def check(session: Session) -> list[BackendState]:

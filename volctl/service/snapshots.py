@@ -11,7 +11,7 @@ from volctl.flows import refs, request
 from volctl.flows.snapshot import SnapshotState
 from volctl.model import Snapshot, Status, check_name
 from volctl.service.session import Session
-from volctl.service.volumes import delete_snapshot, sort_key
+from volctl.service.volumes import delete_snapshot, find, sort_key
 
 SORT_KEYS = ("created_at", "name", "size", "status", "id", "volume_id")
 
@@ -25,8 +25,7 @@ def create(
     properties: tuple[str, ...] = (),
 ) -> Snapshot:
     """Take a snapshot of a volume."""
-    with session.store.read() as tx:
-        found = refs.volume(tx, session.project, volume)
+    found = find(session, volume)
     snapshot_id = str(uuid.uuid4())
     state = SnapshotState(
         snapshot_id,

@@ -15,6 +15,7 @@ from volctl.engine import journal
 from volctl.engine.locks import EXCLUSIVE, SHARED
 from volctl.errors import ConflictError, ExistsError, NotFoundError, UsageError, VolctlError
 from volctl.flows import pools, refs, request
+from volctl.flows.attach import as_found, attachment
 from volctl.flows.context import Context
 from volctl.flows.create import CreateState
 from volctl.flows.delete import DeleteState, check_deletable, check_holders
@@ -27,9 +28,7 @@ from volctl.model import (
     Explanation,
     Object,
     Snapshot,
-    SourceKind,
     Status,
-    TreeNode,
     Volume,
     VolumeDetails,
     check_name,
@@ -40,7 +39,7 @@ from volctl.model import (
 from volctl.service.session import Session
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
+    pass
 
 FINAL = (Status.AVAILABLE, Status.IN_USE, Status.ERROR, Status.ERROR_DELETING)
 GONE = ("deleted", "gone")
@@ -96,6 +95,8 @@ def _source_lock(env: Context, source: SourceRef) -> dict[str, str]:
         return {}
     with env.store.read() as tx:
         volume = volumes.find(tx, source.volume_id)
+    if volume is not None:
+        as_found(env, volume)
     touched = volume is not None and env.backends.has(volume.backend)
     if touched and volume is not None and env.backends.get(volume.backend).capabilities.clone_locks_source:
         return {source.volume_id: EXCLUSIVE}
@@ -157,7 +158,7 @@ def _check_worthless(session: Session, found: Volume) -> None:
     """`ConflictError` unless it is a failed volume that never held anything."""
     with session.store.read() as tx:
         stuck = journal.is_open_for(tx, found.id)
-    worthless = found.status is Status.ERROR and found.available_at is None and not found.attachments
+    worthless = found.status is Status.ERROR and found.available_at is None and not attachment(found)
     if not worthless or found.protected or stuck:
         raise _in_the_way(found)
 
@@ -223,6 +224,7 @@ def list_(
     key, descending = sort_key(sort, ("created_at", "name", "size", "status", "type", "backend", "id", "updated_at"))
     if status is not None and status not in set(Status):
         raise UsageError(f"{status!r} is not a status", hint=f"one of {', '.join(Status)}")
+    attached_as_found(session)
     with session.store.read() as tx:
         found: Iterator[Volume] = volumes.listing(
             tx,
@@ -244,15 +246,26 @@ def sort_key(text: str, known: tuple[str, ...]) -> tuple[str, bool]:
     return key, direction == "desc"
 
 
-def find(session: Session, ref: str) -> Volume:
+def attached_as_found(session: Session) -> None:
+    """Ask the system after every attached volume."""
     with session.store.read() as tx:
-        return refs.volume(tx, session.project, ref)
+        attached = volumes.in_status(tx, Status.IN_USE)
+    for volume in attached:
+        as_found(session.env, volume)
+
+
+def find(session: Session, ref: str) -> Volume:
+    """The row of a reference, with its attachment as the system has it."""
+    with session.store.read() as tx:
+        volume = refs.volume(tx, session.project, ref)
+    return as_found(session.env, volume)
 
 
 def show(session: Session, ref: str) -> VolumeDetails:
     """The volume and the scheduler's explanation."""
+    volume_id = find(session, ref).id
     with session.store.read() as tx:
-        return volumes.details(tx, refs.volume(tx, session.project, ref).id)
+        return volumes.details(tx, volume_id)
 
 
 def path(session: Session, ref: str) -> str:
@@ -338,42 +351,13 @@ def delete_snapshot(session: Session, snapshot: Snapshot, *, force: bool = False
 
 def revert(session: Session, ref: str, snapshot: str) -> Volume:
     """Make the volume read as its snapshot; its size stays."""
+    volume = find(session, ref)
     with session.store.read() as tx:
-        volume = refs.volume(tx, session.project, ref)
         found = refs.snapshot(tx, session.project, snapshot)
     state = RevertState(volume.id, found.id)
     with session.locked({volume.id: EXCLUSIVE}) as locks:
         session.engine.start("volume_revert", state, object_id=volume.id, locks=locks)
     return find(session, volume.id)
-
-
-def tree(session: Session, ref: str | None) -> list[TreeNode]:
-    """Volumes with their snapshots, and what was made from them; all of the project without `ref`."""
-    with session.store.read() as tx:
-        if ref is not None:
-            return [_node(tx, refs.volume(tx, session.project, ref))]
-        every = volumes.listing(tx, project=session.project, equal={}, sort="created_at", descending=False)
-        roots = [volume for volume in every if not _has_parent(tx, volume)]
-        return [_node(tx, volume) for volume in roots]
-
-
-def _has_parent(tx: Connection, volume: Volume) -> bool:
-    source = volume.source
-    if source.id is None or source.kind is SourceKind.IMAGE:
-        return False
-    found = snapshots.find(tx, source.id) if source.kind is SourceKind.SNAPSHOT else volumes.find(tx, source.id)
-    return found is not None
-
-
-def _node(tx: Connection, volume: Volume) -> TreeNode:
-    clones = [_node(tx, clone) for clone in volumes.children(tx, [volume.id])]
-    own = [_snapshot_node(tx, snapshot) for snapshot in snapshots.of_volume(tx, volume.id)]
-    return TreeNode("volume", volume.id, volume.name, volume.size, volume.status, (*own, *clones))
-
-
-def _snapshot_node(tx: Connection, snapshot: Snapshot) -> TreeNode:
-    clones = tuple(_node(tx, clone) for clone in volumes.children(tx, [snapshot.id]))
-    return TreeNode("snapshot", snapshot.id, snapshot.name, snapshot.size, snapshot.status, clones)
 
 
 def wait(session: Session, ref: str, status: str = "available") -> Volume | None:

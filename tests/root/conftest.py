@@ -1,0 +1,32 @@
+"""Tests of the real device-mapper and LVM: collected only in the guest of `scripts/vm`, all in one boot.
+
+    scripts/vm --disk 1G --disk 1G --disk 1G:4096 -- python3 -m pytest tests/root
+
+`make test` does that in tests/system/test_vm.py.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+collect_ignore_glob = [] if os.environ.get("VOLCTL_IN_VM") == "1" else ["test_*.py"]
+
+
+@pytest.fixture(scope="session")
+def disks() -> list[Path]:
+    """The blank disks that `scripts/vm` was given, in order; its own have serials."""
+    blocks = sorted(Path("/sys/block").glob("vd*"), key=lambda block: (len(block.name), block.name))
+    return [Path("/dev", block.name) for block in blocks if not (block / "serial").read_text().strip()]
+
+
+@pytest.fixture
+def blank_disks(disks: list[Path]) -> list[Path]:
+    """The same, without what another test left on them."""
+    for disk in disks:
+        subprocess.run(["blkdiscard", "-f", disk], check=True)
+    subprocess.run(["udevadm", "settle"], check=True)
+    return disks

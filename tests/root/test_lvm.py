@@ -1,0 +1,133 @@
+"""The conformance suite on real LVM: thin, thick and raid1, in a group whose name has hyphens."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from tests.backends.conformance import HEAD, SIZE, TAIL, Act, Conformance, new, quiet, stranger
+from tests.root.lvm_rig import active, lvs, make, run, volume_group, words
+from volctl import command
+from volctl.backend import Backend
+from volctl.errors import VolctlError
+from volctl.model import MiB, Object
+
+
+class Suite(Conformance):
+    holds_files = False
+    least_steps = 2
+    options: ClassVar[dict[str, object]]
+
+    def backend(self, directory: Path, database: str) -> Backend:
+        return make(directory.name, database, **self.options)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def group(cls, disks: list[Path]) -> Iterator[Path]:
+        """A group for all tests of a class, with a thin pool: both take seconds to make."""
+        with volume_group(disks[:2], f"t-{uuid.uuid4().hex[:6]}-g") as path:
+            if cls.options["provisioning"] == "thin":
+                run("lvcreate", "-y", "--type", "thin-pool", "-l", "90%VG", "-Zy", "-n", "volctl", path.name)
+                run("lvchange", "-y", "--errorwhenfull", "y", f"{path.name}/volctl")
+            yield path
+
+    @pytest.fixture
+    def directory(self, group: Path) -> Iterator[Path]:
+        """The group, not ours yet; every test leaves its LVs inactive."""
+        yield group
+        run("udevadm", "settle")
+        run("vgrename", f"{group.name}-away", group.name, check=False)
+        left = lvs(group.name, "lv_name!=volctl")
+        awake = lvs(group.name, "lv_active=active && lv_name!=volctl")
+        run("lvremove", "-y", *[f"{group.name}/{name}" for name in left], check=False)
+        marks = words("vgs", "--noheadings", "-o", "vg_tags", group.name)
+        run("vgchange", *[f"--deltag={mark}" for tags in marks for mark in tags.split(",")], group.name, check=False)
+        assert awake == []
+
+    @pytest.fixture
+    def volume(self, pool: Backend) -> Object:
+        volume = new()
+        pool.create(volume, SIZE)
+        with active(pool, volume) as path, path.open("r+b") as file:
+            file.write(HEAD)
+            file.seek(SIZE - len(TAIL))
+            file.write(TAIL)
+        return volume
+
+    def lose(self, directory: Path) -> None:
+        run("vgrename", directory.name, directory.name + "-away")
+
+    def write(self, backend: Backend, volume: Object, offset: int, data: bytes) -> None:
+        with active(backend, volume) as path, path.open("r+b") as file:
+            file.seek(offset)
+            file.write(data)
+
+    def leftovers(self, pool: Backend) -> int:
+        names = set(lvs(pool.pool())) - {"volctl"}
+        return len(names - {target.name for target in pool.objects()})
+
+    def killed_at(self, step: int, pool: Backend, act: Act) -> bool:
+        """Killed before its programs, and 0.15 s after each began; the programs go on."""
+        child = os.fork()
+        if not child:
+            left = step
+
+            def count(line: str) -> None:
+                nonlocal left
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if left == 1:
+                    threading.Thread(target=kill_soon, daemon=True).start()
+                left -= 2
+
+            command.on_run = count
+            try:
+                act(pool)
+            except VolctlError as error:
+                print(error, flush=True)
+                os._exit(1)
+            os._exit(0)
+        status = os.waitpid(child, 0)[1]
+        assert status in (0, signal.SIGKILL)
+        return status == signal.SIGKILL
+
+    def test_a_strange_process_is_named(self, pool: Backend, volume: Object) -> None:
+        with active(pool, volume) as path:
+            with stranger("import sys; f = open(sys.argv[1])", str(path)) as pid:
+                assert [f"(pid {pid})" in holder for holder in pool.holders(volume)] == [True]
+            assert pool.holders(volume) == []
+
+    def test_a_clone_keeps_holes_unless_the_pool_is_thick(self, pool: Backend, volume: Object) -> None:
+        copy = new()
+        pool.clone(volume, copy, SIZE + 8 * MiB, quiet)
+        with active(pool, copy):
+            info = pool.inspect(copy)
+        assert info and (info.allocated <= MiB if pool.capabilities.thin else info.allocated >= SIZE + 8 * MiB)
+
+
+def kill_soon() -> None:
+    time.sleep(0.15)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class TestThin(Suite):
+    stride = 2
+    options: ClassVar[dict[str, object]] = {"provisioning": "thin"}
+
+
+class TestThick(Suite):
+    stride = 3
+    options: ClassVar[dict[str, object]] = {"provisioning": "thick"}
+
+
+class TestRaid1(Suite):
+    options: ClassVar[dict[str, object]] = {"provisioning": "thick", "mirrors": 1, "clear": "none"}
+    stride = 3

@@ -1,0 +1,132 @@
+"""The virtual machine of `scripts/vm`, seen from the host, and the suite that runs in it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import EVERYTHING, REPO
+
+VM = str(REPO / "scripts" / "vm")
+ROOT_SUITE_LIMIT = 3600
+
+
+def vm(*args: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    argv = [VM, *map(str, args)]
+    done = subprocess.run(argv, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    if done.returncode == 125 and "install the package" in done.stderr and not environment:
+        pytest.skip(done.stderr.strip())
+    return done
+
+
+def raw(path: Path, mebibytes: int) -> Path:
+    with path.open("wb") as file:
+        file.truncate(mebibytes << 20)
+    return path
+
+
+def test_root_suite() -> None:
+    """tests/root on real LVM, in one boot."""
+    disks = [word for size in ("1G", "1G", "1G", "512M:4096") for word in ("--disk", size)]
+    everything = ["--env", f"VOLCTL_TEST_ALL={int(EVERYTHING)}", "--timeout", str(ROOT_SUITE_LIMIT)]
+    suite = ["python3", "-m", "pytest", "-p", "no:cacheprovider", "--color=no", "tests/root"]
+    done = vm(*disks, *everything, "--", *suite)
+    print(done.stdout, done.stderr)
+    assert done.returncode == 0, done.stdout[-20000:] + done.stderr[-2000:]
+
+
+def test_a_command_gives_back_what_it_says_and_leaves(tmp_path: Path) -> None:
+    given = tmp_path / "given"
+    given.write_text("from the host\n")
+    program = """
+        blockdev --getsize64 --getss /dev/vdb /dev/vdc; cat /in/given; id -u; pwd
+        seq 1000000; echo told >&2
+        mkdir /out/deep; echo left >/out/deep/file; exit 3
+    """
+    done = vm(
+        "--disk", "64M", "--disk", "48M:4096", "--in", given, "--out", tmp_path / "out", "--", "sh", "-c", program
+    )
+    numbers = [str(number) for number in range(1, 1000001)]
+    said = [str(64 << 20), "512", str(48 << 20), "4096", "from the host", "0", str(REPO)]
+    assert done.stdout.splitlines() == said + numbers
+    assert "told\n" in done.stderr
+    assert done.returncode == 3
+    assert (tmp_path / "out" / "deep" / "file").read_text() == "left\n"
+
+
+def test_what_was_synced_survives_a_power_cut_and_nothing_else(tmp_path: Path) -> None:
+    kept: list[str | Path] = ["--disk", raw(tmp_path / "disk", 64), "--state", tmp_path / "state"]
+    program = """
+        mkfs.ext4 -q /dev/vdb && mount -o commit=600 /dev/vdb /mnt && mkdir /mnt/d
+        for place in /mnt/d /var/lib/volctl; do echo kept >$place/synced; sync $place/synced $place; done
+        sync; echo lost >/mnt/d/written; echo 'cut me'; sleep 60
+    """
+    done = vm(*kept, "--cut-at", "cut me", "--", "sh", "-c", program)
+    assert done.returncode == 137
+    assert "power cut" in done.stderr
+
+    program = "mount /dev/vdb /mnt && ls /mnt/d; cat /mnt/d/synced /var/lib/volctl/synced; kill -9 $$"
+    done = vm(*kept, "--", "sh", "-c", program)
+    assert done.stdout == "synced\nkept\nkept\n"
+    assert done.returncode == 128 + signal.SIGKILL
+
+
+def test_output_is_live_and_the_guest_ends_with_the_rig() -> None:
+    argv = [VM, "--", "sh", "-c", "echo begun; sleep 600"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "begun\n"
+        assert children(running.pid) != []
+        guest = children(running.pid)
+        running.terminate()
+        assert running.wait() == 128 + signal.SIGTERM
+    assert [pid for pid in guest if alive(pid)] == []
+
+
+def test_the_guest_ends_with_a_killed_rig() -> None:
+    argv = [VM, "--", "sh", "-c", "echo begun; sleep 600"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "begun\n"
+        guest = children(running.pid)
+        running.kill()
+    end = time.monotonic() + 10
+    while any(map(alive, guest)) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert [pid for pid in guest if alive(pid)] == []
+
+
+def children(pid: int) -> list[int]:
+    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+def alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def test_a_limit_and_a_cut_by_time() -> None:
+    done = vm("--timeout", "0.5", "--", "sleep", "60")
+    assert (done.returncode, "did not end in 0.5 s" in done.stderr) == (124, True)
+    done = vm("--cut-after", "0.3", "--", "sleep", "60")
+    assert (done.returncode, "power cut 0.3" in done.stderr) == (137, True)
+
+
+@pytest.mark.parametrize(
+    ("program", "package"),
+    [("qemu-system-x86_64", "qemu-system-x86"), ("mmdebstrap", "mmdebstrap")],
+)
+def test_a_missing_program_is_one_sentence(tmp_path: Path, program: str, package: str) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for path in Path("/usr/bin").iterdir():
+        if path.name != program:
+            (programs / path.name).symlink_to(path)
+    done = vm("--", "true", PATH=str(programs), XDG_CACHE_HOME=str(tmp_path / "cache"))
+    assert done.returncode == 125
+    assert len(done.stderr.splitlines()) == 1
+    assert f"{program} is missing; install the package {package}" in done.stderr

@@ -1,0 +1,59 @@
+"""Programs that must not last, and programs that close what they inherit, as LVM's do."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from volctl import command
+from volctl.errors import BackendError
+
+WORKER = "import os, sys, time; os.closerange(3, 64); print('closed', flush=True); time.sleep(1.5)"
+OWNER = """
+import fcntl, os, sys
+from volctl import command
+fd = os.open(sys.argv[1], os.O_RDWR)
+fcntl.flock(fd, fcntl.LOCK_EX)
+command.run(sys.executable, "-c", sys.argv[2], pass_fds=(fd,), keep_locks=sys.argv[3] == "keep",
+            on_output=lambda piece: os.write(1, piece.encode()) and None)
+"""
+
+
+def test_a_program_that_lasts_too_long_is_ended() -> None:
+    began = time.monotonic()
+    with pytest.raises(BackendError, match=r"sleep did not end within 0\.3 s"):
+        command.run("sleep", 60, timeout=0.3)
+    assert time.monotonic() - began < 5 and not command.children_left()
+    assert command.run("sleep", 0, timeout=30).status == 0
+
+
+def test_the_status_of_a_program_under_the_shell_is_its_own() -> None:
+    result = command.run("sh", "-c", "echo out; echo err >&2; exit 7", ok=(7,), keep_locks=True)
+    assert (result.status, result.out, result.err) == (7, "out\n", "err\n")
+    assert command.run("sh", "-c", "kill -SEGV $$", ok=(139,), keep_locks=True).status == 139
+    assert command.run("echo", "a b", "$HOME", "*", keep_locks=True).out == "a b $HOME *\n"
+
+
+@pytest.mark.parametrize("keep", ["keep", "lose"])
+def test_a_lock_outlives_its_owner_with_the_program(tmp_path: Path, keep: str) -> None:
+    lock = tmp_path / "lock"
+    lock.touch()
+    owner = subprocess.Popen([sys.executable, "-c", OWNER, lock, WORKER, keep], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout and owner.stdout.readline() == "closed\n"
+    owner.kill()
+    owner.wait()
+    owner.stdout.close()
+    fd = os.open(lock, os.O_RDWR)
+    try:
+        if keep == "keep":
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_EX)  # until the program ends
+    finally:
+        os.close(fd)

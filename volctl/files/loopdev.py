@@ -1,0 +1,191 @@
+"""Loop devices over the files of volumes: attached, found again, grown and detached.
+
+The kernel is asked itself, not through losetup: LOOP_CONFIGURE makes a device with its backing file,
+sector size and flags in one step, which a crash leaves done or not begun, and it takes our mark, the
+object's name, as the device's name of its file. So a device that somebody else put over the same file
+is never taken for ours.
+
+Sources: loop(4), linux/loop.h, drivers/block/loop.c (LOOP_CONFIGURE is of Linux 5.8).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from volctl import interrupt
+from volctl.errors import AccessError, BackendError, InUseError, MissingError
+from volctl.files.directory import os_open
+from volctl.files.holders import backed_by, device_holders
+
+SECTOR_SIZES = (512, 4096)
+_CLR_FD, _SET_STATUS64, _GET_STATUS64, _SET_CAPACITY, _CONFIGURE = 0x4C01, 0x4C04, 0x4C05, 0x4C07, 0x4C0A
+_GET_FREE = 0x4C82
+_READ_ONLY, _AUTOCLEAR, _DIRECT_IO = 1, 4, 16
+_INFO = struct.Struct("<5Q4I64s64s32s2Q")  # struct loop_info64: flags are number 8, the file's name is number 9
+_FLAGS, _NAME = 8, 9
+_CONTROL = Path("/dev/loop-control")
+_TRIES = 100  # another program may take the free device that we were told of
+_PATIENCE = 3.0  # seconds for udev, which looks at every device that changes
+_PROBES = ("udev", "blkid")
+
+
+@dataclass(frozen=True, slots=True)
+class LoopDevice:
+    """One device, `loop3`."""
+
+    name: str
+
+    @property
+    def node(self) -> Path:
+        return Path("/dev", self.name)
+
+    @property
+    def read_only(self) -> bool:
+        return self._said("ro") == "1"
+
+    @property
+    def sector_size(self) -> int:
+        return int(self._said("queue/logical_block_size"))
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return int(self._said("size")) * 512
+
+    def _said(self, what: str) -> str:
+        return Path("/sys/block", self.name, what).read_text().strip()
+
+
+def attach(fd: int, mark: str, *, read_only: bool, sector_size: int | None) -> LoopDevice:
+    """A new device over the file open at `fd`, direct where its file system can, of its size.
+
+    `AccessError` without rights, `MissingError` where there are no loop devices.
+    """
+    flags = _DIRECT_IO | (_READ_ONLY if read_only else 0)
+    info = _INFO.pack(*[0] * _FLAGS, flags, mark.encode(), b"", b"", 0, 0)
+    config = struct.pack("<2I", fd, sector_size or SECTOR_SIZES[0]) + info + bytes(64)
+    with _allowed(), os_open(_CONTROL, os.O_RDWR | os.O_CLOEXEC) as control:
+        for _ in range(_TRIES):
+            interrupt.check()
+            device = LoopDevice(f"loop{fcntl.ioctl(control, _GET_FREE)}")
+            if _configure(device, config):
+                return device
+    raise BackendError(f"every loop device that was free was taken by others, {_TRIES} times")
+
+
+def _configure(device: LoopDevice, config: bytes) -> bool:
+    """False if another program was faster."""
+    with os_open(_await_node(device), os.O_RDWR | os.O_CLOEXEC) as at:
+        try:
+            fcntl.ioctl(at, _CONFIGURE, config)
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                return False
+            if error.errno == errno.ENOTTY:
+                raise MissingError("loop devices need Linux 5.8 or later") from error
+            raise
+    return True
+
+
+def _await_node(device: LoopDevice) -> Path:
+    """The kernel or udev makes the node a moment after the device."""
+    end = time.monotonic() + _PATIENCE
+    while not (device.node.exists() and stat.S_ISBLK(device.node.stat().st_mode)):
+        if time.monotonic() > end:
+            raise MissingError(f"the kernel has {device.name}, but {device.node} is not there", hint="is /dev mounted?")
+        interrupt.pause(0.02)
+    return device.node
+
+
+@contextmanager
+def _allowed() -> Iterator[None]:
+    try:
+        yield
+    except PermissionError as error:
+        raise AccessError(
+            f"loop devices may not be used: {error.strerror}", hint="loop devices are for root"
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENODEV):
+            raise
+        raise MissingError(f"there are no loop devices here: {error}", hint="modprobe loop") from error
+
+
+def find(file: os.stat_result, mark: str, first: str | None = None) -> LoopDevice | None:
+    """Our device over a file; `first` (such as `/dev/loop3`) is looked at before all others.
+
+    Without the right to ask a device for its mark, any device over the file is taken for ours.
+    """
+    names = [os.path.basename(first)] if first else []
+    return next((device for name in names for device in _ours(file, mark, name)), None) or next(_ours(file, mark), None)
+
+
+def _ours(file: os.stat_result, mark: str, pattern: str = "loop*") -> Iterator[LoopDevice]:
+    for block in backed_by(file, pattern):
+        device = LoopDevice(block.name)
+        if _mark(device) in (mark, None):
+            yield device
+
+
+def _mark(device: LoopDevice) -> str | None:
+    """None if it is not ours to ask."""
+    try:
+        with os_open(device.node, os.O_RDONLY | os.O_CLOEXEC) as at:
+            name: bytes = _status(at)[_NAME]
+            return name.rstrip(b"\0").decode(errors="replace")
+    except PermissionError:
+        return None
+    except OSError:
+        return ""  # detached meanwhile
+
+
+def _status(at: int) -> list[Any]:
+    buffer = bytearray(_INFO.size)
+    fcntl.ioctl(at, _GET_STATUS64, buffer)
+    return list(_INFO.unpack(buffer))
+
+
+def grow(device: LoopDevice) -> None:
+    """Let it see the size that its file has now."""
+    with _allowed(), os_open(device.node, os.O_RDONLY | os.O_CLOEXEC) as at:
+        fcntl.ioctl(at, _SET_CAPACITY)
+
+
+def detach(device: LoopDevice) -> None:
+    """Take it away. `InUseError` names who holds it; it then stays, also when those let go."""
+    end = time.monotonic() + _PATIENCE
+    while (users := _lasting(device)) or not _released(device):
+        if users or time.monotonic() > end:
+            by = ", ".join(users or device_holders(device.node)) or "a program that cannot be seen from here"
+            raise InUseError(f"{device.node} is still in use: {by}", hint="unmount it, or stop what has it open")
+        interrupt.pause(0.02)
+
+
+def _lasting(device: LoopDevice) -> list[str]:
+    """Who holds it for longer than a look."""
+    return [user for user in device_holders(device.node) if not user.startswith(_PROBES)]
+
+
+def _released(device: LoopDevice) -> bool:
+    """Did the kernel let it go? When others have it open it says so too, and takes it away under them later."""
+    with _allowed(), os_open(device.node, os.O_RDONLY | os.O_CLOEXEC) as at:
+        try:
+            fcntl.ioctl(at, _CLR_FD)
+            status = _status(at)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # it has no file any more
+                return True
+            raise
+        status[_FLAGS] &= ~_AUTOCLEAR
+        fcntl.ioctl(at, _SET_STATUS64, _INFO.pack(*status))
+    return False

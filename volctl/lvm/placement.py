@@ -1,0 +1,86 @@
+"""Where new volumes go (a thin pool, or extents of their own on which disks) and what is wrong there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import Any
+
+from volctl.backend import Problem, Stats
+from volctl.errors import BackendError
+from volctl.lvm import room
+from volctl.lvm.commands import Layout
+from volctl.lvm.report import LogicalVolume, VolumeGroup
+from volctl.lvm.settings import Settings
+
+
+def pool_of(options: Settings, group: VolumeGroup) -> LogicalVolume | None:
+    """The thin pool; None if new volumes are thick. `BackendError` if there is to be one and is not."""
+    found = group.lv(options.pool)
+    if options.provisioning != "thick" and found and found.is_pool:
+        return found
+    if options.provisioning != "thin":
+        return None
+    said = f"there is no thin pool {group.name}/{options.pool}"
+    raise BackendError(said, hint="make it: volctl backend init")
+
+
+def layout_of(options: Settings, group: VolumeGroup) -> Layout:
+    """How thick LVs lie. `BackendError` if no disk has one of the tags that are wanted."""
+    if not options.pv_tags:
+        return Layout(options.mirrors, options.stripes)
+    names = tuple(pv.name for pv in room.usable(group.pvs, options.pv_tags))
+    if not names:
+        raise BackendError(f"no disk of {group.name} has one of the tags {', '.join(sorted(options.pv_tags))}")
+    return Layout(options.mirrors, options.stripes, names)
+
+
+def stats(options: Settings, group: VolumeGroup, mark: str) -> Stats:
+    if pool := pool_of(options, group):
+        return room.thin(group, pool, mark)
+    disks = room.usable(group.pvs, options.pv_tags)
+    return room.thick(group, disks, 1 + options.mirrors, options.stripes, mark)
+
+
+def problems(options: Settings, group: VolumeGroup) -> list[Problem]:
+    """Of the pool, what it would do when it is full included."""
+    pool = pool_of(options, group)
+    if pool is None:
+        layout_of(options, group)
+        return []
+    where = f"thin pool {group.name}/{pool.name}"
+    name = f"{group.name}/{pool.name}"
+    found = [
+        (not pool.zeroes, f"{where} does not zero new blocks", f"lvchange -Zy {name}", True),
+        (bool(pool.health), f"{where}: {pool.health.replace('_', ' ')}", "see lvmthin(7)", True),
+        (not _installed("thin_check"), "thin_check is not installed", "install thin-provisioning-tools", False),
+        (
+            pool.when_full == "queue",
+            f"writers wait for 60 s when {where} is full",
+            f"lvchange --errorwhenfull y {name}",
+            False,
+        ),
+        (not pool.monitored, f"{where} is not monitored, nobody extends it", f"lvchange --monitor y {name}", False),
+    ]
+    return [Problem(message, hint, fatal) for bad, message, hint, fatal in found if bad]
+
+
+def details(options: Settings, group: VolumeGroup, autoextend: dict[str, str]) -> dict[str, Any]:
+    """The group, its pool, and what LVM does by itself when they fill: at 100 % (its default) nothing."""
+    pool = pool_of(options, group)
+    thresholds = {name: int(percent) for name, percent in autoextend.items() if percent.isdigit()}
+    found: dict[str, Any] = {"volume_group": group.name, "extent_size": group.extent, "provisioning": "thick"}
+    if pool:
+        found |= {
+            "provisioning": "thin",
+            "pool": pool.name,
+            "data_percent": pool.data_percent,
+            "metadata_percent": pool.metadata_percent,
+            "when_full": pool.when_full,
+            "monitored": pool.monitored,
+        }
+    return found | thresholds
+
+
+def _installed(program: str) -> bool:
+    return shutil.which(program, path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin") is not None

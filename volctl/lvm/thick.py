@@ -1,0 +1,62 @@
+"""What is particular to LVs of their own extents: those may hold anybody's bytes, and are copied."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from volctl.errors import InUseError
+from volctl.lvm import blocks
+from volctl.lvm.group import Session
+from volctl.lvm.report import LogicalVolume, VolumeGroup
+from volctl.model import MiB, round_up
+
+TAIL = "volctl-tail-"
+"""Tag of a volume that grew and is not known to read as zeros from this byte on."""
+
+
+def cow_size(origin: int, percent: int, extent: int) -> int:
+    """Bytes of a snapshot's area: of each 4 KiB kept, 16 bytes say where it belongs."""
+    return round_up(origin * percent // 100 * 257 // 256 + MiB, extent)
+
+
+def extend(session: Session, group: VolumeGroup, lv: LogicalVolume, size: int, pvs: Sequence[str]) -> None:
+    """Grow, then write zeros over the tail; a crash between leaves the tag, and whoever calls again finishes."""
+    if lv.read_only:
+        raise InUseError(f"{lv.name} is attached read-only, and its new end must be zeroed", hint="detach it first")
+    tail = min((int(tag.removeprefix(TAIL)) for tag in lv.tags if tag.startswith(TAIL)), default=lv.size)
+    if size > lv.size:
+        if not any(tag.startswith(TAIL) for tag in lv.tags):
+            session.change(lambda verbs: verbs.tag(lv.name, add={f"{TAIL}{tail}"}))
+        _grow(session, group, lv, size, pvs)
+    if tail < size:
+        with session.opened(lv.name, os.O_RDWR, group) as fd:
+            blocks.zero(fd, tail, size)
+    if tail < size or f"{TAIL}{tail}" in lv.tags:
+        session.change(lambda verbs: verbs.tag(lv.name, drop={f"{TAIL}{tail}"}))
+
+
+def _grow(session: Session, group: VolumeGroup, lv: LogicalVolume, size: int, pvs: Sequence[str]) -> None:
+    """LVM grows an origin of snapshots only while it is inactive; it is active again whatever comes."""
+    away = lv.active and bool(group.snapshots(lv.name))
+    if away:
+        session.hide(lv.name, f"{lv.name} has snapshots and is in use, so LVM cannot extend it now")
+    try:
+        session.change(lambda verbs: verbs.extend(lv.name, size, pvs))
+    finally:
+        if away:
+            session.change(lambda verbs: verbs.activate(lv.name))
+
+
+def copy_back(session: Session, group: VolumeGroup, name: str, past: LogicalVolume, size: int) -> None:
+    """Make a volume read as its snapshot by writing over what differs, so it may be done again.
+
+    What differs is in the snapshot's area already, so that takes no more room; merging would
+    consume the snapshot. LVM activates an origin with its snapshot, and keeps it active as long.
+    """
+    flags = os.O_RDWR | os.O_DIRECT | os.O_EXCL
+    with session.opened(past.name, os.O_RDONLY | os.O_DIRECT, group) as source:
+        mine = past.origin == name
+        with blocks.device(session.path(name), flags) if mine else session.opened(name, flags, group) as fd:
+            blocks.make_equal(source, fd, past.size)
+            blocks.zero(fd, past.size, size)
