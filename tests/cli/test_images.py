@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import sqlite3
+from contextlib import closing
 
 import pytest
 
@@ -162,3 +164,22 @@ def test_a_failed_create_from_an_image_tells_the_program(cli: Cli) -> None:
     told = cli("create", "v", "--from-image", "i.qcow2", "--verbose").err
     assert "qemu-img" in told
     assert "CreateVolumeFromSpecTask" in told
+
+
+def test_the_beginning_of_two_ids(cli: Cli) -> None:
+    for name, id in (("one", "abcdef00-0000-4000-8000-000000000001"), ("two", "abcdef00-0000-4000-8000-000000000002")):
+        cli.json("image", "add", name, make_image(cli.home / name, CONTENT, MiB))
+        with closing(sqlite3.connect(cli.state / "volctl.db")) as database, database:
+            database.execute("UPDATE images SET id = ? WHERE name = ?", (id, name))
+    told = cli.refused(4, "ambiguous", "create", "v", "--from-image", "abcdef")
+    assert "one" in told["message"] and "two" in told["message"]
+    assert cli.json("create", "v", "--from-image", "abcdef00-0000-4000-8000-000000000002")["source"]["name"] == "two"
+
+
+def test_a_source_whose_file_is_gone_is_not_tried_again(cli: Cli) -> None:
+    cli.volume("origin")
+    cli.file("origin").unlink()
+    told = cli.error(4, "not_found", "create", "copy", "--from-volume", "origin")
+    assert "gone from backend local" in told["message"]
+    copy = cli.json("show", "copy")
+    assert (copy["status"], copy["fault"]["code"], len(copy["attempts"])) == ("error", "not_found", 1)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from volctl.db import images, snapshots, volumes
 from volctl.errors import AmbiguousError, NotFoundError, UsageError
-from volctl.model import CreateRequest, Image, Snapshot, Source, SourceKind, Volume, is_uuid
+from volctl.model import CreateRequest, Image, Snapshot, Source, SourceKind, Volume
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -37,11 +37,14 @@ def _resolve(what: str, ref: str, by_name: Callable[[str], N | None], by_prefix:
         raise NotFoundError(f"there is no {what} {ref!r}")
     candidates = by_prefix(prefix)
     if len(candidates) > 1:
-        names = ", ".join(f"{item.id} ({item.name})" if item.name else item.id for item in candidates)
-        raise AmbiguousError(f"{ref!r} is the beginning of {len(candidates)} {what} ids: {names}")
+        raise AmbiguousError(f"{ref!r} is the beginning of {len(candidates)} {what} ids: {_names(candidates)}")
     if not candidates:
         raise NotFoundError(f"there is no {what} {ref!r}")
     return candidates[0]
+
+
+def _names(candidates: Sequence[Named]) -> str:
+    return ", ".join(f"{item.id} ({item.name})" if item.name else item.id for item in candidates)
 
 
 def volume(tx: Connection, project: str, ref: str) -> Volume:
@@ -121,13 +124,18 @@ def _image_source(tx: Connection, project: str, text: str) -> SourceRef:
         raise UsageError(f"{text} cannot be fetched by this version", hint="download it and give the file's path")
     if text.startswith(VOLUME_SCHEME):
         return _volume_source(tx, project, text.removeprefix(VOLUME_SCHEME))
+    if len(candidates := _by_prefix(tx, text)) > 1:
+        raise AmbiguousError(f"{text!r} is the beginning of several image ids: {_names(candidates)}")
     raise NotFoundError(f"there is no registered image and no file {text!r}")
 
 
 def _registered(tx: Connection, text: str) -> Image | None:
     if found := images.by_name(tx, text):
         return found
-    if is_uuid(text) or (len(text) >= SHORTEST_PREFIX and set(text.lower()) <= _HEX):
-        candidates = images.by_prefix(tx, text.lower())
-        return candidates[0] if len(candidates) == 1 else None
-    return None
+    candidates = _by_prefix(tx, text)
+    return candidates[0] if len(candidates) == 1 else None
+
+
+def _by_prefix(tx: Connection, text: str) -> list[Image]:
+    prefix = text.lower()
+    return images.by_prefix(tx, prefix) if len(prefix) >= SHORTEST_PREFIX and set(prefix) <= _HEX else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from volctl.backend import Backend
-from volctl.errors import BackendError
+from volctl.errors import BackendError, NotFoundError
 from volctl.flows.context import Context
 from volctl.flows.create import CreateState
 from volctl.images.convert import copy_image, copy_raw
@@ -31,6 +31,9 @@ def source_object(state: CreateState) -> Object:
 
 def _from_object(env: Context, state: CreateState, backend: Backend) -> None:
     source = source_object(state)
+    origin = env.backends.get(state.source_backend)
+    if origin.inspect(source) is None:
+        raise NotFoundError(f"{source.name} is gone from backend {origin.name}", volume=state.volume_id)
 
     def progress(done: int, total: int) -> None:
         env.progress("copy", done, total)
@@ -38,9 +41,8 @@ def _from_object(env: Context, state: CreateState, backend: Backend) -> None:
     if state.source_backend == backend.name:
         backend.clone(source, state.object, state.size, progress)
         return
-    reading = env.backends.get(state.source_backend).reading(source)
-    with reading as origin, backend.writing(state.object, state.size) as target:
-        copy_raw(origin, target, progress)
+    with origin.reading(source) as content, backend.writing(state.object, state.size) as target:
+        copy_raw(content, target, progress)
 
 
 def _from_image(env: Context, state: CreateState, backend: Backend) -> None:
