@@ -459,7 +459,6 @@ class stranger:
 
     def __exit__(self, *error: object) -> None:
         os.kill(self.pid, signal.SIGKILL)
-        while Path(f"/proc/{self.pid}").exists():
-            if "Z" in Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[:1]:
-                break
-            time.sleep(0.01)
+        with suppress(FileNotFoundError, ProcessLookupError):  # it may be reaped at any instant
+            while "Z" not in Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[:1]:
+                time.sleep(0.01)

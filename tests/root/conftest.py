@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.engine.crash import Zygote
+from tests.root.warm import Warm
 
 collect_ignore_glob = [] if os.environ.get("VOLCTL_IN_VM") == "1" else ["test_*.py"]
 
@@ -30,3 +34,17 @@ def blank_disks(disks: list[Path]) -> list[Path]:
         subprocess.run(["blkdiscard", "-f", disk], check=True)
     subprocess.run(["udevadm", "settle"], check=True)
     return disks
+
+
+@pytest.fixture(scope="session")
+def warm_process() -> Iterator[Zygote]:
+    """With what commands on LVM import: that takes seconds here."""
+    made = Zygote("backends.lvm", "sh", "pyudev", "volctl.images.convert", "volctl.cli.attach", "volctl.service.attach")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def warm(warm_process: Zygote, tmp_path: Path) -> Warm:
+    """volctl in a state directory of its own, not configured yet."""
+    return Warm(warm_process, tmp_path)

@@ -110,6 +110,7 @@ def test_a_lost_group_is_said(warm: Volctl, provisioning: str) -> None:
     )
     warm("backend", "init", "fast", "-y")
     warm("create", "v", "--size", "8M")
+    subprocess.run(["vgchange", "-an", GROUP], check=True)
     subprocess.run(["vgexport", GROUP], check=True)
     said = warm("delete", "v", "-y", status=None)
     assert said.status == 8 and "is exported" in said.err

@@ -8,6 +8,7 @@ import time
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 from volctl import interrupt
 from volctl.errors import ImageCorruptError, ImageUnsafeError
@@ -16,6 +17,18 @@ from volctl.model import KiB, MiB
 SECONDS = 0.8  # of our own processor time for the tables of one image
 BYTES_PER_SECOND = 2 * 1024 * MiB  # an image that really holds much may take longer
 PIECE = 512 * KiB
+_LOOP, _USUAL = 200_000, 0.004  # additions, and the seconds that a usual machine needs for them at most
+
+
+@cache
+def slowness() -> float:
+    """How many times slower than a usual machine this one is, at least 1.
+
+    Budgets of time are meant for hostile images; a good one is not to be refused where the processor is emulated.
+    """
+    began = time.process_time()
+    sum(range(_LOOP))
+    return max(1.0, (time.process_time() - began) / _USUAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +46,7 @@ class Reader:
 
     @classmethod
     def of(cls, fd: int, name: str, size: int, allocated: int) -> Reader:
-        return cls(fd, name, size, time.process_time() + SECONDS + allocated / BYTES_PER_SECOND)
+        return cls(fd, name, size, time.process_time() + slowness() * (SECONDS + allocated / BYTES_PER_SECOND))
 
     def read(self, offset: int, length: int, what: str) -> bytes:
         """Exactly `length` bytes; `ImageCorruptError` if the file ends before."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from typing import Any
 
 from volctl import command
 from volctl.errors import ImageCorruptError, ImageUnsafeError, InUseError
 from volctl.images.formats import QEMU_DRIVER, Layout
-from volctl.images.reader import BYTES_PER_SECOND
+from volctl.images.reader import BYTES_PER_SECOND, slowness
 from volctl.model import MiB
 
 MEMORY = 256 * MiB
@@ -79,6 +80,7 @@ def _check(fd: int, path: str, driver: str, seconds: int) -> None:
 
 def _run(fd: int, path: str, verb: str, driver: str, seconds: int) -> command.Result:
     """Its result; refused is what does not end within its limits, or is being written to."""
+    seconds = math.ceil(seconds * slowness())
     limits = command.Limits(memory=MEMORY, cpu=seconds)
     source = f"/dev/fd/{fd}"
     result = command.run(

@@ -73,7 +73,9 @@ def again(session: Session, volume_id: str) -> Volume:
     before = volume.attachments[0] if volume.attachments else None
     if before is None:
         return volume  # detached meanwhile
-    return attach(session, volume_id, read_only=before.read_only, sector_size=before.sector_size)
+    known = session.env.backends.get(volume.backend).capabilities.sector_sizes
+    sectors = before.sector_size if known else None  # there nobody chose them, they are the disks' own
+    return attach(session, volume_id, read_only=before.read_only, sector_size=sectors)
 
 
 def create_attached(session: Session, wanted: CreateRequest) -> Volume:
