@@ -146,6 +146,7 @@ def quiet(act: Callable[[], None]) -> None:
 
 
 def main() -> None:
+    sys.dont_write_bytecode = True  # a module's first import would make files that the second run does not
     quiet(warm_up)
     gc.collect()
     gc.freeze()  # a collection in a child would copy every page of ours
