@@ -173,6 +173,7 @@ def quiet(act: Callable[[], None]) -> None:
 
 
 def main() -> None:
+    sys.dont_write_bytecode = True  # a module's first import would make files that the second run does not
     quiet(lambda: warm_up(sys.argv[1:]))
     gc.collect()
     gc.freeze()  # a collection in a child would copy every page of ours

@@ -188,7 +188,7 @@ def test_a_timeout_undoes_and_leaves_no_row(rig: Rig) -> None:
 
 
 def test_a_timeout_ends_the_child(slow: Rig, tmp_path: Path) -> None:
-    pid = copying(slow, tmp_path, "--timeout", "2s")
+    pid = copying(slow, tmp_path, "--timeout", "5s")
     assert slow.join(pid).status == 124
     assert not alive(worker(tmp_path))
     nothing_left(slow)
@@ -327,7 +327,7 @@ def test_what_died_is_made_anew_if_absent(rig: Rig) -> None:
 
 def test_a_timeout_whose_undo_fails_is_stuck_and_told(rig: Rig) -> None:
     rig.order("a", create={"pause": 60, "after": True}, delete="stays broken")
-    assert rig.run("create", "v", "--size", "3M", "--timeout", "500ms").status == 124
+    assert rig.run("create", "v", "--size", "3M", "--timeout", "2s").status == 124
     assert rig.stuck()["object_id"] == rig.there("v")["id"]
     assert rig.fault("v")[0] == "timeout"
     assert rig.check("v") == []

@@ -15,10 +15,10 @@ from tests.engine.crash import KILLED, MiB, Rig
 Json = dict[str, Any]
 
 
-def due(rig: Rig) -> None:
-    """The pause of every stuck flow is over."""
+def due(rig: Rig, year: int = 2000) -> None:
+    """The pause of every stuck flow is over, or will be in that year."""
     with sqlite3.connect(rig.state / "volctl.db") as connection:
-        connection.execute("UPDATE flows SET next_try = '2000-01-01T00:00:00.000000Z' WHERE next_try IS NOT NULL")
+        connection.execute(f"UPDATE flows SET next_try = '{year}-01-01T00:00:00.000000Z' WHERE next_try IS NOT NULL")
     connection.close()
 
 
@@ -82,6 +82,7 @@ def test_a_retry_that_settle_was_faster_with_is_success(rig: Rig) -> None:
 def test_settle_tries_again_after_growing_pauses(rig: Rig) -> None:
     flow = broken_create(rig)
     pauses = [pause(flow)]
+    due(rig, 2999)
     rig.run("list", status=0)
     assert rig.stuck()["tries"] == flow["tries"], "not before its time"
     for _ in range(4):
@@ -171,6 +172,7 @@ def test_a_delete_that_fails_is_completed_later(rig: Rig, how: str) -> None:
 def test_a_delete_that_failed_can_be_forced(rig: Rig) -> None:
     rig.order("a", delete="broken")
     rig.run("delete", "bystander", "-y", status=8)
+    due(rig, 2999)
     rig.order("a")
     assert rig.run("delete", "bystander", "-y").status == 5
     rig.run("delete", "bystander", "-y", "--force", status=0)
