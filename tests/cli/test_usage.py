@@ -31,7 +31,7 @@ WRONG = [
     (["snapshto"], "did you mean snapshot?"),
     (["snapshot"], "a command is missing"),
     (["snapshot", "creat"], "did you mean create?"),
-    (["attach", "x"], "'attach' is not a command of volctl"),
+    (["adopt", "x"], "'adopt' is not a command of volctl"),
     (["doctor"], "'doctor' is not a command of volctl"),
     (["image", "save", "x", "y"], "'save' is not a command of volctl image"),
     (["list", "--nope"], "no such option: --nope"),
