@@ -1,10 +1,11 @@
 # Every target sets up what it needs; the second time that costs nothing.
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint clean
+.PHONY: help demo test test-lvm bench lint clean
 
 help:
 	@echo 'make demo    a 10 GiB volume from a real Debian image, step by step'
 	@echo 'make test    everything that is checked: lint, types, import rules, tests'
+	@echo 'make test-lvm  everything on real LVM in the virtual machine (an hour)'
 	@echo 'make bench   how fast it is, beside the bars'
 	@echo 'make lint    format, lint, types and import rules only'
 	@echo 'make clean   remove what the above made in this directory'
@@ -15,6 +16,9 @@ demo:
 test: lint
 	@scripts/bootstrap test
 	.venv/bin/python -m pytest -n 2 --dist worksteal $(PYTEST)
+
+test-lvm: lint
+	VOLCTL_ROOT_SUITE=tests/root .venv/bin/python -m pytest tests/system/test_vm.py $(PYTEST)
 
 lint:
 	@scripts/bootstrap test

@@ -1,0 +1,44 @@
+"""The power goes while volctl creates, extends, snapshots and deletes on LVM; after boot and one command all holds.
+
+`VOLCTL_POWER_CUTS` says how many instants are looked at (33), `VOLCTL_CUT_ROUNDS` how long the work goes on (1).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from tests.system.powercut import Instant, checked, copies_during
+
+CUTS = int(os.environ.get("VOLCTL_POWER_CUTS", "33"))
+ROUNDS = int(os.environ.get("VOLCTL_CUT_ROUNDS", "1"))
+PROGRAM = f"VOLCTL_CUT_ROUNDS={ROUNDS} exec python3 tests/root/cut_lvm.py /dev/vdb /dev/vdc"
+ALL = 1_000_000
+BATCH = 11  # instants of one boot: three disks each, at which udev looks before anything runs
+
+
+def in_flight(instant: Instant) -> list[str]:
+    """The commands that were cut."""
+    open_ones: list[str] = []
+    for line in instant.said.splitlines():
+        word, _, order = line.partition(" ")
+        if word == "begin":
+            open_ones.append(order)
+        elif word == "done":
+            open_ones.remove(order)
+    return open_ones
+
+
+def test_after_every_power_cut_one_command_puts_all_right(tmp_path: Path) -> None:
+    every = copies_during(PROGRAM, tmp_path, ["128M", "128M"], every=0.25, most=ALL, since="ready")
+    cut = [instant for instant in every if in_flight(instant)]
+    chosen = [cut[number * len(cut) // CUTS] for number in range(CUTS)] if len(cut) >= CUTS else cut
+    orders = {order for instant in chosen for order in in_flight(instant)}
+    print(f"{len(every)} copies, {len(cut)} while a command ran, {len(chosen)} looked at: {sorted(orders)}")
+    assert len(chosen) >= min(CUTS, 30)
+    verbs = {order.split(" ")[0] for order in orders}
+    assert verbs == {"create", "extend", "snapshot", "delete"}
+    batches = [chosen[first : first + BATCH] for first in range(0, len(chosen), BATCH)]
+    assert [name for batch in batches for name in checked(batch, "tests/root/cut_lvm.py")] == []
+    shutil.rmtree(tmp_path / "copies")
