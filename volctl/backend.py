@@ -294,7 +294,7 @@ def load(kind: str) -> type[Backend]:
     else:
         _load_foreign(kind)
     if kind not in Backend.kinds:
-        raise ConfigError(f"no backend of kind {kind!r} is installed", hint="known kinds: loop")
+        raise ConfigError(f"no backend of kind {kind!r} is installed", hint="known kinds: loop, lvm")
     return Backend.kinds[kind]
 
 
