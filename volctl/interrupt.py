@@ -72,11 +72,6 @@ def check() -> None:
         raise TimedOut(f"not done within {_timeout:g} s" if _timeout is not None else f"no end within {GRACE:g} s")
 
 
-def remaining() -> float | None:
-    """Seconds to the deadline, None without one."""
-    return None if _deadline is None else max(0.0, _deadline - time.monotonic())
-
-
 def pause(seconds: float) -> None:
     """Sleep, but hear signals and the deadline."""
     end = time.monotonic() + seconds

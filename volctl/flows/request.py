@@ -69,6 +69,12 @@ def description(text: str | None) -> str | None:
     return None if text is None else checked(text, "the description")
 
 
+def own_words(name: str | None, description_: str | None) -> dict[str, str | None]:
+    """The columns that a user sets on a volume or snapshot, checked; only those that are given."""
+    values: dict[str, str | None] = {} if name is None else {"name": usage(check_name, name)}
+    return values if description_ is None else values | {"description": description(description_)}
+
+
 def resolve(env: Context, state: CreateState) -> None:
     """Fill the request spec, or raise what is wrong with the request."""
     request = CreateRequest(**state.request)

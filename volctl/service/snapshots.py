@@ -71,11 +71,7 @@ def update(
 ) -> Snapshot:
     """Set what is given."""
     more = request.properties(properties)
-    values: dict[str, object] = {}
-    if name is not None:
-        values["name"] = request.usage(check_name, name)
-    if description is not None:
-        values["description"] = request.description(description)
+    values = request.own_words(name, description)
     with session.store.write() as tx:
         found = refs.snapshot(tx, session.project, ref)
         if name is not None and (other := snapshots.by_name(tx, found.project, name)) and other.id != found.id:

@@ -292,11 +292,7 @@ def update(
 ) -> Volume:
     """Set what is given."""
     more = request.properties(properties)
-    values: dict[str, object] = {}
-    if name is not None:
-        values["name"] = request.usage(check_name, name)
-    if description is not None:
-        values["description"] = request.description(description)
+    values = request.own_words(name, description)
     with session.store.write() as tx:
         volume = refs.volume(tx, session.project, ref)
         if name is not None and (other := volumes.by_name(tx, volume.project, name)) and other.id != volume.id:
