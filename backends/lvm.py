@@ -165,6 +165,7 @@ class Lvm(Backend):
             self._vg.opened(origin.name, os.O_RDONLY | os.O_DIRECT, group) as source,
             self._made(target, size, os.O_RDWR | os.O_DIRECT) as (fd, thin),
         ):
+            thick.check_whole(origin, source)
             blocks.copy(source, fd, origin.size, progress)
             if not thin:
                 blocks.zero(fd, origin.size, size)
@@ -177,8 +178,9 @@ class Lvm(Backend):
     @contextmanager
     def reading(self, source: Object) -> Iterator[Target]:
         group = self._vg.see()
-        self._vg.existing(group, source.name)
-        with self._vg.opened(source.name, os.O_RDONLY, group):
+        lv = self._vg.existing(group, source.name)
+        with self._vg.opened(source.name, os.O_RDONLY | os.O_DIRECT, group) as fd:
+            thick.check_whole(lv, fd)
             yield Target(self.path(source), "raw", zeroed=False)
 
     def extend(self, volume: Object, size: int) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Sequence
 
-from volctl.errors import InUseError
+from volctl.errors import BackendError, InUseError
 from volctl.lvm import blocks
 from volctl.lvm.group import Session
 from volctl.lvm.report import LogicalVolume, VolumeGroup
@@ -18,6 +19,18 @@ TAIL = "volctl-tail-"
 def cow_size(origin: int, percent: int, extent: int) -> int:
     """Bytes of a snapshot's area: of each 4 KiB kept, 16 bytes say where it belongs."""
     return round_up(origin * percent // 100 * 257 // 256 + MiB, extent)
+
+
+def check_whole(lv: LogicalVolume, fd: int) -> None:
+    """`BackendError` for a snapshot whose area became full: the kernel then fails every read of it."""
+    if not lv.is_cow:
+        return
+    try:
+        with mmap.mmap(-1, mmap.PAGESIZE) as page:  # aligned, so O_DIRECT takes it
+            os.preadv(fd, [page], 0)
+    except OSError as error:
+        said = f"snapshot {lv.name} is lost, or its disk fails: its area of {lv.taken} bytes cannot be read"
+        raise BackendError(said, hint="delete it; an area of snapshot_percentage = 100 never fills") from error
 
 
 def extend(session: Session, group: VolumeGroup, lv: LogicalVolume, size: int, pvs: Sequence[str]) -> None:
@@ -56,6 +69,7 @@ def copy_back(session: Session, group: VolumeGroup, name: str, past: LogicalVolu
     """
     flags = os.O_RDWR | os.O_DIRECT | os.O_EXCL
     with session.opened(past.name, os.O_RDONLY | os.O_DIRECT, group) as source:
+        check_whole(past, source)
         mine = past.origin == name
         with blocks.device(session.path(name), flags) if mine else session.opened(name, flags, group) as fd:
             blocks.make_equal(source, fd, past.size)
