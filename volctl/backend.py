@@ -50,6 +50,8 @@ class Capabilities:
     """`path` is a file that can be opened without `attach`."""
     clone_locks_source: bool = False
     """A clone changes the source's object, so the source is locked exclusively."""
+    clones_need_source: bool = False
+    """A clone of an image lies over it: the image cannot be deleted before its clones (`InUseError`)."""
     block_device: bool = False
     """`path` is a block device."""
     granule: int = MiB
