@@ -6,6 +6,7 @@ and before each file that is made, renamed, cut, locked or removed.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,7 +39,11 @@ class Case:
     def words(self, rig: Rig) -> list[str]:
         source = rig.contents["image"].source
         assert source is not None
-        return self.argv.replace("QCOW2", str(source.with_name("disk.qcow2"))).replace("RAW", str(source)).split()
+        places = {"QCOW2": source.with_name("disk.qcow2"), "RAW": source, "ROOT": rig.root}
+        line = self.argv
+        for word, path in places.items():
+            line = line.replace(word, str(path))
+        return line.split()
 
     def contents(self, rig: Rig) -> dict[str, Content]:
         return {name: rig.contents[what] for name, what in self.reads_as.items()}
@@ -162,7 +167,31 @@ def image_deleted(rig: Rig, died: Ended, whole: Ended) -> str | None:
     return None if there == (died.commits == 0) else f"after {died.commits} commits the image is there: {there}"
 
 
+def image_saved(rig: Rig, died: Ended, whole: Ended) -> str | None:
+    """Whole under its name or not there, and nothing beside it."""
+    file, done = rig.root / "saved", died.commits == whole.commits
+    if left := [name for name in os.listdir(rig.root) if name.startswith(".volctl")]:
+        return f"{left} are left"
+    if file.exists() != done:
+        return f"after {died.commits} of {whole.commits} commits the file is there: {file.exists()}"
+    return oracle.differs(file, rig.contents["src"]) if done else None
+
+
+def image_replaced(rig: Rig, died: Ended, whole: Ended) -> str | None:
+    """The old file or the new one."""
+    file = rig.root / "saved"
+    if left := [name for name in os.listdir(rig.root) if name.startswith(".volctl")]:
+        return f"{left} are left"
+    if died.commits < whole.commits and file.read_bytes() == b"before":
+        return None
+    return oracle.differs(file, rig.contents["then"])
+
+
 # -- the worlds
+
+
+def is_taken(rig: Rig) -> None:
+    (rig.root / "saved").write_bytes(b"before")
 
 
 def is_attached(rig: Rig) -> None:
@@ -208,6 +237,8 @@ CASES = {
     "detach": Case("detach src", detached, 8, is_attached),
     "extend-attached": Case("extend src 5M", grown_in_use, 7, is_attached),
     "image-add": Case("image add i RAW --copy", image_added, 9),
+    "image-save": Case("image save src ROOT/saved", image_saved, 15),
+    "image-replace": Case("image save snap ROOT/saved --force", image_replaced, 15, is_taken),
     "image-delete": Case("image delete registered -y", image_deleted, 8),
 }
 

@@ -28,7 +28,7 @@ from volctl import command, interrupt
 from volctl.db import store
 
 Json = dict[str, Any]
-FILE_EVENTS = {"os.remove", "os.rename", "os.truncate", "os.mkdir", "fcntl.flock"}
+FILE_EVENTS = {"os.remove", "os.rename", "os.truncate", "os.mkdir", "os.link", "fcntl.flock"}
 NOT_OURS = {"calls", "fail"}  # the fake backend's own book-keeping
 SOON = 0.08  # seconds; an LVM call takes 0.1 to 1 where the processor is emulated
 Outcome = tuple[int, list[str], str, str]

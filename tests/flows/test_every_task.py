@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +25,7 @@ OTHERS = {
     "volume_attach": "attach src",
     "volume_detach": "detach src",
     "image_add": "image add i IMAGE --copy",
+    "image_save": "image save src SAVED",
     "image_delete": "image delete registered -y",
 }
 BEFORE_STORAGE = ("ExtractVolumeRefTask", "OnFailureRescheduleTask", "ExtractVolumeSpecTask", "NotifyVolumeActionTask")
@@ -105,7 +107,7 @@ def assert_clean(rig: Rig) -> None:
 
 def _words(rig: Rig, flow: str) -> list[str]:
     source = rig.contents["image"].source
-    return OTHERS[flow].replace("IMAGE", str(source)).split()
+    return OTHERS[flow].replace("IMAGE", str(source)).replace("SAVED", str(rig.root / "saved")).split()
 
 
 def _src(rig: Rig) -> oracle.Content:
@@ -122,6 +124,9 @@ def _outcome(rig: Rig, flow: str, before: dict[str, list[Json]]) -> bool:
     kinds = {"volume_delete": "volumes", "snapshot_create": "snapshots", "snapshot_delete": "snapshots"}
     if flow == "volume_extend":
         return bool(rig.there("src")["size"] == 5 * 1024**2)
+    if flow == "image_save":
+        assert not [name for name in os.listdir(rig.root) if name.startswith(".volctl")]
+        return (rig.root / "saved").exists()
     if flow in ("volume_attach", "volume_detach"):
         return bool(rig.there("src")["status"] == ("in-use" if flow == "volume_attach" else "available"))
     kind = kinds.get(flow, "images")

@@ -14,6 +14,7 @@ from volctl.cli import stdout
 from volctl.errors import InternalError, VolctlError
 
 VERSION_OPTIONS = ("--version", "-V")
+READER_GONE = 141  # 128 + SIGPIPE: whoever read a stream has left, and there is nobody to tell
 RARELY = 100_000  # objects made between two searches for garbage: imports make many, and none of them is garbage
 
 
@@ -35,7 +36,7 @@ def _outcome(words: list[str]) -> tuple[int, VolctlError | None]:
     try:
         return _run(words), None
     except VolctlError as error:
-        return error.exit, error
+        return error.exit, None if error.exit == READER_GONE else error
     except stdout.ReaderGone:
         return 0, None
     except Exception as error:

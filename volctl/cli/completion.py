@@ -30,6 +30,7 @@ NAMES = {
 
 VALUES = {
     "--output": f"echo {' '.join(OUTPUTS)}",
+    "--format": "echo raw qcow2",
     "--image-format": "echo auto raw qcow2 vmdk vdi vhd vhdx",
     "--type": NAMES["type"],
     "--backend": NAMES["backend"],
@@ -108,7 +109,7 @@ def _lister(words: tuple[str, ...]) -> str:
     """The command that lists what a verb takes; none for new names and files."""
     if words[-1] in ("create", "add", "check", "completion"):
         return NAMES[""] if words == ("snapshot", "create") else ""
-    return NAMES.get(words[0] if len(words) > 1 else "", "")
+    return NAMES.get(words[0] if len(words) > 1 and words != ("image", "save") else "", "")
 
 
 def bash(tree: list[Node]) -> str:

@@ -1,4 +1,4 @@
-"""volctl image add, list, show, check, refresh, delete."""
+"""volctl image add, list, show, check, refresh, save, delete."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from volctl.errors import UsageError
 app = typer_app("image", "Registered disk images.")
 
 COLUMNS = ("id", "name", "status", "format", "virtual_size", "location")
+SAVED = ("path", "format", "virtual_size", "size", "source")
+STDOUT = 1
 CHECKED = ("path", "format", "virtual_size", "size", "data_size", "sha256")
 
 
@@ -98,6 +100,28 @@ def refresh(ctx: typer.Context, refs: words.Refs) -> None:
         from volctl.service import images
 
         shown.each(refs, lambda ref: images.refresh(s, ref))
+
+
+@verb(app, "save")
+def save(
+    ctx: typer.Context,
+    ref: Annotated[str, typer.Argument(metavar="VOLUME|SNAPSHOT", help="Its name or id")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A new file, or - for standard output")],
+    format: Annotated[str, typer.Option("--format", metavar="FORMAT", help="raw or qcow2")] = "raw",
+    compress: Annotated[bool, typer.Option("--compress", help="Compress the qcow2")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a FILE that is there, once the new one is whole")
+    ] = False,
+) -> None:
+    """Make an image file of a volume or snapshot."""
+    shown = view(ctx, SAVED)
+    with session(ctx) as s:
+        from volctl.service import images
+
+        target = STDOUT if file == "-" else file
+        made = images.save(s, ref, target, format=format, compress=compress, replace=force)
+        if target != STDOUT:
+            shown.one(made)
 
 
 @verb(app, "delete")

@@ -38,10 +38,10 @@ def flush() -> None:
     """Write what is pending. `Unwritable` if that fails, `ReaderGone` if the reader has left."""
     text = "".join(_pending)
     _pending.clear()
-    if sys.stdout is None:
-        if text:
-            raise Unwritable("the result cannot be written: standard output is closed")
+    if not text:
         return
+    if sys.stdout is None:
+        raise Unwritable("the result cannot be written: standard output is closed")
     try:
         _put(text)
     except BrokenPipeError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -84,13 +85,25 @@ def source(tx: Connection, project: str, request: CreateRequest) -> SourceRef:
     if len(given) > 1:
         raise UsageError("choose one of --from-image, --from-snapshot and --from-volume")
     if request.from_snapshot is not None:
-        found = snapshot(tx, project, request.from_snapshot)
-        return SourceRef(SourceKind.SNAPSHOT, found.id, found.name, found.volume_id)
+        return _snapshot_source(tx, project, request.from_snapshot)
     if request.from_volume is not None:
         return _volume_source(tx, project, request.from_volume)
     if request.from_image is not None:
         return _image_source(tx, project, request.from_image)
     return SourceRef(SourceKind.BLANK)
+
+
+def content(tx: Connection, project: str, ref: str) -> SourceRef:
+    """The volume or snapshot that `ref` means; `AmbiguousError` if it is the name of one and of the other."""
+    found: list[SourceRef] = []
+    for find in (_volume_source, _snapshot_source):
+        with suppress(NotFoundError):
+            found.append(find(tx, project, ref))
+    if len(found) > 1:
+        raise AmbiguousError(f"{ref!r} is a volume and a snapshot", hint=f"say {found[0].id} or {found[1].id}")
+    if not found:
+        raise NotFoundError(f"there is no volume and no snapshot {ref!r}")
+    return found[0]
 
 
 def names_source(request: CreateRequest, source: Source) -> bool:
@@ -107,6 +120,11 @@ def names_source(request: CreateRequest, source: Source) -> bool:
 def _volume_source(tx: Connection, project: str, ref: str) -> SourceRef:
     found = volume(tx, project, ref)
     return SourceRef(SourceKind.VOLUME, found.id, found.name, found.id)
+
+
+def _snapshot_source(tx: Connection, project: str, ref: str) -> SourceRef:
+    found = snapshot(tx, project, ref)
+    return SourceRef(SourceKind.SNAPSHOT, found.id, found.name, found.volume_id)
 
 
 def _image_source(tx: Connection, project: str, text: str) -> SourceRef:

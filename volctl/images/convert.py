@@ -51,14 +51,33 @@ def copy_raw(source: Target, target: Target, progress: Progress) -> None:
         _zero_tail(target, length, size)
 
 
+def make_image(source: Target, fd: int, format: str, progress: Progress, *, compress: bool = False) -> None:
+    """Make the empty file open at `fd` an image of the source's content, holes kept; the caller syncs."""
+    how = ("-c", "-m", 16) if compress else FAST  # compressed clusters are written in their order
+    target = Target(Path(f"/dev/fd/{fd}"), format, zeroed=True)
+    _run(how, source.format, str(source.path), _size(source), target, progress, (fd,))
+
+
 def _convert(
     driver: str, source: str, length: int | None, target: Target, progress: Progress, fds: tuple[int, ...] = ()
 ) -> None:
+    """Into a target that is there, and keeps its size."""
     zero = ("--target-is-zero",) if target.zeroed else ()
-    cache = "none" if _direct(target.path) else "writeback"
+    _run(("-n", *zero, *FAST), driver, source, length, target, progress, fds)
 
+
+def _run(
+    how: tuple[str | int, ...],
+    driver: str,
+    source: str,
+    length: int | None,
+    target: Target,
+    progress: Progress,
+    fds: tuple[int, ...],
+) -> None:
+    cache = "none" if _direct(target.path) else "writeback"
     result = command.run(
-        "qemu-img", "convert", "-p", "-n", *zero, *FAST, "-t", cache, "-f", driver, "-O", target.format,
+        "qemu-img", "convert", "-p", *how, "-t", cache, "-f", driver, "-O", target.format,
         source, str(target.path), ok=range(-64, 256), pass_fds=fds, on_output=_Watch(progress, length or 100),
     )  # fmt: skip
     if result.status:

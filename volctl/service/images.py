@@ -1,18 +1,21 @@
-"""Images: register, look, check, forget."""
+"""Images: register, look, check, save, forget."""
 
 from __future__ import annotations
 
 import os
 import uuid
-from typing import Any
+from typing import Any, Literal
 
 from volctl.db import events, images, volumes
 from volctl.engine.locks import EXCLUSIVE
 from volctl.errors import ConflictError, UsageError
 from volctl.flows import refs, request
 from volctl.flows.image import ImageDeleteState, ImageState
-from volctl.model import Image, Json, Status, check_name, parse_size
+from volctl.flows.save import SaveState
+from volctl.images.save import FORMATS
+from volctl.model import Image, Json, Source, SourceKind, Status, check_name, parse_size, to_json
 from volctl.service.session import Session
+from volctl.service.volumes import source_lock
 
 
 def add(
@@ -99,6 +102,47 @@ def refresh(session: Session, ref: str) -> Image:
         images.change(tx, found.id, **values)
         events.add(tx, "image.refresh", found.id, str(uuid.uuid4()), {"location": found.location})
     return show(session, found.id)
+
+
+def save(
+    session: Session, ref: str, target: str | int, *, format: str = "raw", compress: bool = False, replace: bool = False
+) -> Json:
+    """A volume or snapshot as an image: a file, or raw bytes to the descriptor `target`. Sizes in bytes.
+
+    Nothing of that name may be there, unless it is to be `replace`d.
+    """
+    if format not in FORMATS:
+        raise UsageError(f"{format!r} is not a format to save in", hint=f"formats: {', '.join(FORMATS)}")
+    if compress and format != "qcow2":
+        raise UsageError(f"--compress goes with --format qcow2; {format} is not compressed")
+    with session.store.read() as tx:
+        source = refs.content(tx, session.project, ref)
+    assert source.id is not None and source.volume_id is not None
+    kind: Literal["volume", "snap"] = "volume" if source.kind is SourceKind.VOLUME else "snap"
+    state = SaveState(kind, source.id, source.volume_id, None, format=format, compress=compress, replace=replace)
+    if isinstance(target, int):
+        state.descriptor = _stream(target, format)
+    else:
+        state.file = _file(target)
+    # A lock of its own, too: others may share the source's, and would take this flow for a dead one's.
+    with session.locked({str(uuid.uuid4()): EXCLUSIVE} | source_lock(session.env, source)) as locks:
+        state = session.engine.start("image_save", state, object_id=source.id, locks=locks)
+    made: Json = {"path": state.file, "format": format, "size": state.made.get("size"), "virtual_size": state.length}
+    return made | {"source": to_json(Source(source.kind, source.id, source.name))}
+
+
+def _stream(descriptor: int, format: str) -> int:
+    if format != "raw":
+        raise UsageError(f"{format} cannot be written to a stream", hint="name a file, or save as raw")
+    if os.isatty(descriptor):
+        raise UsageError("a disk is not for a terminal", hint="name a file, or redirect standard output")
+    return descriptor
+
+
+def _file(target: str) -> str:
+    if not target or target.endswith("/") or "\0" in target:
+        raise UsageError(f"{target!r} is not the name of a file")
+    return os.path.abspath(target)
 
 
 def delete(session: Session, ref: str) -> None:

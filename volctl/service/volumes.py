@@ -64,7 +64,7 @@ def _create(session: Session, wanted: CreateRequest) -> Volume:
     with session.store.read() as tx:
         source = refs.source(tx, session.project, wanted)
     volume_id = str(uuid.uuid4())
-    names = {volume_id: EXCLUSIVE} | _source_lock(session.env, source)
+    names = {volume_id: EXCLUSIVE} | source_lock(session.env, source)
     state = CreateState(volume_id, session.project, asdict(wanted), asdict(source))
     with session.locked(names) as locks:
         try:
@@ -89,7 +89,7 @@ def _row_left(session: Session, volume_id: str) -> str | None:
         return volume_id if volumes.find(tx, volume_id) else None
 
 
-def _source_lock(env: Context, source: SourceRef) -> dict[str, str]:
+def source_lock(env: Context, source: SourceRef) -> dict[str, str]:
     """The source's volume: exclusive only where a clone changes it."""
     if source.volume_id is None:
         return {}
