@@ -33,7 +33,7 @@ WRONG = [
     (["snapshot", "creat"], "did you mean create?"),
     (["adopt", "x"], "'adopt' is not a command of volctl"),
     (["doctor"], "'doctor' is not a command of volctl"),
-    (["image", "save", "x", "y"], "'save' is not a command of volctl image"),
+    (["image", "save", "x"], "volctl image save needs FILE"),
     (["list", "--nope"], "no such option: --nope"),
     (["list", "extra"], "unexpected extra argument"),
     (["show"], "volctl show needs REF"),
