@@ -7,9 +7,9 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, delete, insert, select, update
 
-from volctl.db import events
+from volctl.db import status
 from volctl.db.tables import snapshots
-from volctl.errors import ConflictError, NotFoundError
+from volctl.errors import NotFoundError
 from volctl.model import Fault, Json, Snapshot, Status
 
 _INTERNAL = {"type", "bootable", "volume_properties"}
@@ -81,12 +81,7 @@ def transition(
     tx: Connection, snapshot_id: str, source: Iterable[Status], target: Status, request: str, **values: Any
 ) -> None:
     """Compare and set the status, with the event that says so. `ConflictError` if it was another."""
-    found = tx.execute(select(snapshots.c.status).where(snapshots.c.id == snapshot_id)).scalar_one_or_none()
-    if found not in set(source):
-        raise ConflictError(f"snapshot {snapshot_id} is {found or 'gone'}")
-    change(tx, snapshot_id, status=target, **values)
-    if found != target:
-        events.add(tx, "snapshot.status", snapshot_id, request, {"from": found, "to": target})
+    status.transition(tx, snapshots, snapshot_id, source, target, request, **values)
 
 
 def change(tx: Connection, snapshot_id: str, **values: Any) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, Select, delete, func, insert, select, update
 
-from volctl.db import events
+from volctl.db import status
 from volctl.db.tables import volumes
-from volctl.errors import ConflictError, NotFoundError
+from volctl.errors import NotFoundError
 from volctl.model import (
     Attachment,
     Attempt,
@@ -122,12 +122,7 @@ def transition(
     tx: Connection, volume_id: str, source: Iterable[Status], target: Status, request: str, **values: Any
 ) -> None:
     """Compare and set the status, with the event that says so. `ConflictError` if it was another."""
-    found = tx.execute(select(volumes.c.status).where(volumes.c.id == volume_id)).scalar_one_or_none()
-    if found not in set(source):
-        raise ConflictError(f"volume {volume_id} is {found or 'gone'}", volume=volume_id)
-    change(tx, volume_id, status=target, **values)
-    if found != target:
-        events.add(tx, "volume.status", volume_id, request, {"from": found, "to": target})
+    status.transition(tx, volumes, volume_id, source, target, request, **values)
 
 
 def change(tx: Connection, volume_id: str, **values: Any) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
-from volctl.db import events, volumes
 from volctl.engine.run import Run
 from volctl.engine.task import Task
+from volctl.flows import fault
 from volctl.flows.context import Context
 from volctl.model import Json, Object, SourceKind, Status
 
@@ -65,10 +65,4 @@ class CreateTask(Task[Context, CreateState]):
 
 def fail_volume(tx: Connection, run: CreateRun) -> None:
     """The closing rows of a create that nobody takes up again: status `error` and the reason."""
-    state, cause = run.state, run.cause
-    volume = volumes.find(tx, state.volume_id)
-    if cause is None or volume is None or volume.status not in IN_FLIGHT:
-        return
-    fault = {"code": cause.code, "message": cause.message}
-    volumes.transition(tx, state.volume_id, IN_FLIGHT, Status.ERROR, run.request, fault=fault, promised=0)
-    events.add(tx, "create.error", state.volume_id, run.request, fault)
+    fault.keep(tx, run, IN_FLIGHT, Status.ERROR, "create.error", promised=0)

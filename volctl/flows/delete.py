@@ -9,6 +9,7 @@ from volctl.db import events, snapshots, volumes
 from volctl.engine.run import Run
 from volctl.engine.task import Direction, Flow, Task
 from volctl.errors import ConflictError, InUseError, ProtectedError
+from volctl.flows import fault
 from volctl.flows.context import Context
 from volctl.model import Json, Object, Status, Volume
 
@@ -117,13 +118,7 @@ def check_holders(env: Context, volume: Volume, *, force: bool = False) -> None:
 
 def stuck(tx: Connection, run: DeleteRun) -> None:
     """The storage could not be cleared: `error_deleting`, and the flow is tried again."""
-    cause = run.cause
-    if cause is None or volumes.find(tx, run.state.volume_id) is None:
-        return
-    fault = {"code": cause.code, "message": cause.message}
-    status = (Status.DELETING, Status.ERROR_DELETING)
-    volumes.transition(tx, run.state.volume_id, status, Status.ERROR_DELETING, run.request, fault=fault)
-    events.add(tx, "delete.error", run.state.volume_id, run.request, fault)
+    fault.keep(tx, run, (Status.DELETING, Status.ERROR_DELETING), Status.ERROR_DELETING, "delete.error")
 
 
 FLOW = Flow(

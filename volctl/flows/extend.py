@@ -10,7 +10,7 @@ from volctl.db.quotas import Usage
 from volctl.engine.run import Run
 from volctl.engine.task import Direction, Flow, Task
 from volctl.errors import ConflictError, NoBackendError, UsageError, VolctlError
-from volctl.flows import pools
+from volctl.flows import fault, pools
 from volctl.flows.context import Context
 from volctl.flows.delete import check_holders
 from volctl.model import MAX_SIZE, Json, Object, Status, format_size, round_up
@@ -142,12 +142,7 @@ def _check_room(tx: Connection, run: ExtendRun) -> None:
 
 def stuck(tx: Connection, run: ExtendRun) -> None:
     """Neither the old nor the new size is sure: `error`, until the flow is tried again."""
-    cause = run.cause
-    if cause is None or volumes.find(tx, run.state.volume_id) is None:
-        return
-    fault = {"code": cause.code, "message": cause.message}
-    status = (Status.EXTENDING, Status.ERROR)
-    volumes.transition(tx, run.state.volume_id, status, Status.ERROR, run.request, fault=fault)
+    fault.keep(tx, run, (Status.EXTENDING, Status.ERROR), Status.ERROR)
     quotas.release(tx, run.state.reservation)
 
 

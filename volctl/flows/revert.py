@@ -9,6 +9,7 @@ from volctl.db import events, snapshots, volumes
 from volctl.engine.run import Run
 from volctl.engine.task import Direction, Flow, Task
 from volctl.errors import ConflictError, UsageError
+from volctl.flows import fault
 from volctl.flows.context import Context
 from volctl.flows.delete import check_holders
 from volctl.model import Json, Object, Status
@@ -87,12 +88,7 @@ class FinishRevertTask(RevertTask):
 
 def stuck(tx: Connection, run: RevertRun) -> None:
     """Half reverted bytes are never `available`: `error`, until the flow was completed."""
-    cause = run.cause
-    if cause is None or volumes.find(tx, run.state.volume_id) is None:
-        return
-    fault = {"code": cause.code, "message": cause.message}
-    status = (Status.REVERTING, Status.ERROR)
-    volumes.transition(tx, run.state.volume_id, status, Status.ERROR, run.request, fault=fault)
+    fault.keep(tx, run, (Status.REVERTING, Status.ERROR), Status.ERROR)
 
 
 FLOW = Flow(

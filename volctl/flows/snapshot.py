@@ -10,6 +10,7 @@ from volctl.db.quotas import Usage
 from volctl.engine.run import Run
 from volctl.engine.task import Flow, Task
 from volctl.errors import ConflictError, ExistsError
+from volctl.flows import fault
 from volctl.flows.context import Context
 from volctl.flows.request import check_still
 from volctl.model import Json, Object, Status, now
@@ -144,12 +145,7 @@ def as_row(state: SnapshotState) -> Json:
 
 def failed(tx: Connection, run: SnapshotRun) -> None:
     """Nobody takes it up again: status `error` and the reason."""
-    cause = run.cause
-    if cause is None or snapshots.find(tx, run.state.snapshot_id) is None:
-        return
-    fault = {"code": cause.code, "message": cause.message}
-    snapshots.transition(tx, run.state.snapshot_id, (Status.CREATING,), Status.ERROR, run.request, fault=fault)
-    events.add(tx, "snapshot.error", run.state.snapshot_id, run.request, fault)
+    fault.keep(tx, run, (Status.CREATING,), Status.ERROR, "snapshot.error")
 
 
 FLOW = Flow(

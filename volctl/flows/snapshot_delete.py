@@ -9,6 +9,7 @@ from volctl.db import events, snapshots
 from volctl.engine.run import Run
 from volctl.engine.task import Direction, Flow, Task
 from volctl.errors import ConflictError
+from volctl.flows import fault
 from volctl.flows.context import Context
 from volctl.model import Json, Object, Status
 
@@ -81,12 +82,7 @@ class DeleteSnapshotEntryTask(SnapshotDeleteTask):
 
 def stuck(tx: Connection, run: SnapshotDeleteRun) -> None:
     """The storage could not be cleared: `error_deleting`, and the flow is tried again."""
-    cause = run.cause
-    if cause is None or snapshots.find(tx, run.state.snapshot_id) is None:
-        return
-    fault = {"code": cause.code, "message": cause.message}
-    status = (Status.DELETING, Status.ERROR_DELETING)
-    snapshots.transition(tx, run.state.snapshot_id, status, Status.ERROR_DELETING, run.request, fault=fault)
+    fault.keep(tx, run, (Status.DELETING, Status.ERROR_DELETING), Status.ERROR_DELETING)
 
 
 FLOW = Flow(
