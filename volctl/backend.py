@@ -201,7 +201,10 @@ class Backend(ABC):
 
     @abstractmethod
     def revert(self, volume: Object, snapshot: Object, size: int) -> None:
-        """Make the volume read as the snapshot, then zeros up to `size`; the snapshot stays."""
+        """Make the volume read as the snapshot, then zeros up to `size`; the snapshot stays.
+
+        An error that is `untouched` says that nothing was written: the volume is available again.
+        """
 
     @abstractmethod
     def delete(self, volume: Object) -> None:

@@ -255,6 +255,15 @@ def test_a_revert_that_fails_is_in_error_and_then_completed(rig: Rig) -> None:
     assert rig.there("src")["status"] == "available"
 
 
+def test_a_revert_that_wrote_nothing_is_undone_unless_one_before_it_died(rig: Rig) -> None:
+    rig.order("a", revert={"message": "the snapshot is lost", "untouched": True})
+    rig.run("revert", "src", "snap", "-y", status=8)
+    assert rig.check() == [] and rig.there("src")["status"] == "available"
+    rig.run("revert", "src", "snap", "-y", signals={"before RevertStorageTask": 9}, status=KILLED)
+    assert rig.check("src") == []
+    assert rig.fault("src") == ("backend", "the snapshot is lost")
+
+
 # -- another version's flows
 
 

@@ -42,6 +42,7 @@ class Run(Generic[E, S]):
     """What `gather` found and `record` needs; never persisted."""
     again: bool = False
     """A stuck flow is being tried again."""
+    resumed: bool = False  # taken up after the command that began it ended
 
     @property
     def env(self) -> E:
@@ -380,7 +381,7 @@ class Engine(Generic[E]):
     def _restore(self, row: RowMapping) -> Run[E, Any]:
         flow = self.flows[row["name"]]
         run = Run(self, flow, flow.state(**row["state"]), row["request"], row["object_id"], row["locks"])
-        run.id, run.parent_id, run.persisted = row["id"], row["parent_id"], True
+        run.id, run.parent_id, run.persisted, run.resumed = row["id"], row["parent_id"], True, True
         run.cause = journal.cause_of(row)
         return run
 

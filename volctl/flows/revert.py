@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from volctl.db import events, snapshots, volumes
 from volctl.engine.run import Run
 from volctl.engine.task import Direction, Flow, Task
-from volctl.errors import ConflictError, UsageError
+from volctl.errors import ConflictError, UsageError, VolctlError
 from volctl.flows import fault
 from volctl.flows.context import Context
 from volctl.flows.delete import check_holders
@@ -74,7 +74,11 @@ class RevertStorageTask(RevertTask):
     def execute(self, run: RevertRun) -> None:
         state = run.state
         backend = run.env.backends.get(state.backend)
-        backend.revert(state.object, Object("snap", state.snapshot_id), state.size)
+        try:
+            backend.revert(state.object, Object("snap", state.snapshot_id), state.size)
+        except VolctlError as error:
+            error.untouched = error.untouched and not run.resumed  # who died may have written before
+            raise
 
 
 class FinishRevertTask(RevertTask):

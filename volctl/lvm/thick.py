@@ -30,7 +30,9 @@ def check_whole(lv: LogicalVolume, fd: int) -> None:
             os.preadv(fd, [page], 0)
     except OSError as error:
         said = f"snapshot {lv.name} is lost, or its disk fails: its area of {lv.taken} bytes cannot be read"
-        raise BackendError(said, hint="delete it; an area of snapshot_percentage = 100 never fills") from error
+        lost = BackendError(said, hint="delete it; an area of snapshot_percentage = 100 never fills")
+        lost.untouched = True
+        raise lost from error
 
 
 def extend(session: Session, group: VolumeGroup, lv: LogicalVolume, size: int, pvs: Sequence[str]) -> None:
