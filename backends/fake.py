@@ -3,6 +3,7 @@
     [[backend]]
     name = "test"
     kind = "fake"
+    options = (*_FILES, "capacity", "provisioning", "clone", "clone_locks_source", "granule", "fail", "capabilities")
     directory = "/tmp/pool"       # absolute; `volctl backend init test` puts the marker there
     capacity = 1099511627776      # bytes; what does not fit is refused as NoSpaceError
     provisioning = "thin"         # "thick": a volume's whole size is taken from the capacity
@@ -16,7 +17,8 @@ Files in the directory, so that a test can change them while other processes run
 
 - `fail`: {"create": "the message", "clone": {"error": "no_space", "message": "…", "times": 2,
   "after": true, "pause": 0.5, "untouched": true}}; all parts optional; `error` is a code of volctl.errors
-  (default `backend`), `after` fails when the work is done, `pause` waits first; alone, it only waits.
+  (default `backend`), `after` fails when the work is done, `pause` waits first; without the others it only
+  waits, `after` too.
 - `stats`: {"free": 0, "data_percent": 96.5} replaces parts of `Stats`; null is unknown, Infinity is.
 - `device-<id>`, `device-ro-<id>`: the device of an attached volume, a link to its file; a reboot unlinks it.
 - `calls`: one line of JSON for every call: {"call": "clone", "objects": ["volume-…", "volume-…"]}.
@@ -29,31 +31,35 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from volctl import errors, files, interrupt
-from volctl.backend import Attached, Backend, Capabilities, Info, Problem, Progress, Setup, Stats, Target, check_options
+from volctl.backend import (
+    Attached,
+    Capabilities,
+    Listing,
+    Progress,
+    Setup,
+    Stats,
+    Target,
+)
 from volctl.model import GiB, MiB, Object
+from volctl.shelf import Shelf
 
 _FILES = ("directory", "owner", "group", "mode", "sync")
-OPTIONS = (*_FILES, "capacity", "provisioning", "clone", "clone_locks_source", "granule", "fail", "capabilities")
 
 
-class Fake(Backend):
+class Fake(Shelf):
     kind = "fake"
+    options = (*_FILES, "capacity", "provisioning", "clone", "clone_locks_source", "granule", "fail", "capabilities")
 
     def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
-        check_options(setup, OPTIONS)
-        path = files.directory_option(setup.name, setup.options)
-        sync = bool(setup.options.get("sync", False))
-        self._directory = files.Directory(path, setup.database, setup.name, sync)
-        self._ownership = files.Ownership.of(setup.options, setup.owner)
+        super().__init__(setup, sync=bool(setup.options.get("sync", False)))
         self._capacity = int(setup.options.get("capacity", 1024 * GiB))
         self._thick = setup.options.get("provisioning", "thin") == "thick"
 
@@ -71,11 +77,10 @@ class Fake(Backend):
         )
 
     @contextmanager
-    def _call(self, call: str, *objects: Object) -> Iterator[files.Place]:
+    def _at(self, call: str, *objects: Object) -> Iterator[files.Place]:
         """Log a call, fail it if so ordered, and give the place where to do it."""
-        names = [target.name for target in objects]
-        with self._directory.opened(" ".join([call, *names])) as place:
-            line = json.dumps({"call": call, "objects": names}) + "\n"
+        with super()._at(call, *objects) as place:
+            line = json.dumps({"call": call, "objects": [target.name for target in objects]}) + "\n"
             with files.os_open("calls", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, place.fd) as fd:
                 os.write(fd, line.encode())
             order = self._order(call, place)
@@ -96,21 +101,8 @@ class Fake(Backend):
         except FileNotFoundError:
             return {}
 
-    def pool(self) -> str:
-        return os.path.realpath(self._directory.path)
-
-    def check(self) -> list[Problem]:
-        trouble = self._directory.trouble()
-        return [Problem(trouble.message, trouble.hint)] if trouble else []
-
-    def init(self, *, dry_run: bool = False) -> list[str]:
-        return self._directory.init(self._ownership, again=self.setup.builtin, dry_run=dry_run)
-
-    def claimed(self) -> str | None:
-        return self._directory.claimed()
-
     def stats(self) -> Stats:
-        with self._call("stats") as place:
+        with self._at("stats") as place:
             free = max(0, self._capacity - self._used(place))
             try:
                 with files.os_open("stats", os.O_RDONLY | os.O_CLOEXEC, place.fd) as fd:
@@ -130,7 +122,7 @@ class Fake(Backend):
             raise errors.NoSpaceError(f"{place.path} has no room for {need} bytes of {self._capacity}")
 
     def create(self, target: Object, size: int) -> None:
-        with self._call("create", target) as place:
+        with self._at("create", target) as place:
             self._blank(place, target, size)
 
     def _blank(self, place: files.Place, target: Object, size: int) -> None:
@@ -140,7 +132,7 @@ class Fake(Backend):
             files.grow(fd, size, preallocate=False)
 
     def clone(self, source: Object, target: Object, size: int, progress: Progress) -> None:
-        with self._call("clone", source, target) as place:
+        with self._at("clone", source, target) as place:
             place.remove(target.name)
             self._copy(place, source.name, target.name, size, progress)
 
@@ -157,67 +149,59 @@ class Fake(Backend):
 
     @contextmanager
     def writing(self, target: Object, size: int) -> Iterator[Target]:
-        with self._call("writing", target) as place:
+        with self._at("writing", target) as place:
             self._blank(place, target, size)
         yield Target(self.path(target), "raw", zeroed=True)
-        with self._call("written", target) as place, place.existing(target.name, os.O_RDWR) as fd:
+        with self._at("written", target) as place, place.existing(target.name, os.O_RDWR) as fd:
             os.ftruncate(fd, size)
 
     @contextmanager
     def reading(self, source: Object) -> Iterator[Target]:
-        with self._call("reading", source) as place, place.existing(source.name):
+        with self._at("reading", source) as place, place.existing(source.name):
             pass
         yield Target(self.path(source), "raw", zeroed=False)
 
     def extend(self, volume: Object, size: int) -> None:
-        with self._call("extend", volume) as place, place.existing(volume.name, os.O_RDWR) as fd:
+        with self._at("extend", volume) as place, place.existing(volume.name, os.O_RDWR) as fd:
             self._need(place, size - os.fstat(fd).st_size, 0)
             files.grow(fd, size, preallocate=False)
 
     def snapshot(self, volume: Object, snapshot: Object) -> None:
-        with self._call("snapshot", volume, snapshot) as place:
+        with self._at("snapshot", volume, snapshot) as place:
             place.remove(snapshot.name)
             found = place.stat(volume.name)
             self._copy(place, volume.name, snapshot.name, found.st_size if found else 0, lambda done, total: None)
 
     def delete_snapshot(self, volume: Object, snapshot: Object) -> None:
-        with self._call("delete_snapshot", volume, snapshot) as place:
+        with self._at("delete_snapshot", volume, snapshot) as place:
             place.remove(snapshot.name, _reverting(volume))
 
     def revert(self, volume: Object, snapshot: Object, size: int) -> None:
-        with self._call("revert", volume, snapshot) as place, place.existing(volume.name):
+        with self._at("revert", volume, snapshot) as place, place.existing(volume.name):
             place.remove(_reverting(volume))
             self._copy(place, snapshot.name, _reverting(volume), size, lambda done, total: None)
             place.replace(_reverting(volume), volume.name)
 
     def delete(self, volume: Object) -> None:
-        with self._call("delete", volume) as place:
+        with self._at("delete", volume) as place:
             place.remove(volume.name, _reverting(volume))
 
-    def inspect(self, target: Object) -> Info | None:
-        with self._call("inspect", target) as place:
-            found = place.stat(target.name)
-        return Info(found.st_size, found.st_blocks * 512) if found else None
-
-    def path(self, volume: Object) -> Path:
-        return self._directory.path / volume.name
-
     def holders(self, volume: Object) -> list[str]:
-        with self._call("holders", volume) as place:
+        with self._at("holders", volume) as place:
             if not place.stat(volume.name):
                 return []
             with place.existing(volume.name) as fd:
                 return files.holders(self.path(volume), fd)
 
     def attach(self, volume: Object, *, read_only: bool, sector_size: int | None = None) -> str:
-        with self._call("attach", volume) as place, place.existing(volume.name):
+        with self._at("attach", volume) as place, place.existing(volume.name):
             place.remove(_device(volume, not read_only))
             if not os.path.lexists(place.path / _device(volume, read_only)):
                 os.symlink(volume.name, _device(volume, read_only), dir_fd=place.fd)
         return str(place.path / _device(volume, read_only))
 
     def detach(self, volume: Object) -> None:
-        with self._call("detach", volume) as place:
+        with self._at("detach", volume) as place:
             if place.stat(volume.name):
                 with place.existing(volume.name) as fd:
                     if users := files.holders(self.path(volume), fd):
@@ -225,12 +209,22 @@ class Fake(Backend):
             place.remove(_device(volume, False), _device(volume, True))
 
     def attached(self, volume: Object, device: str | None = None) -> Attached | None:
-        there = [mode for mode in (False, True) if os.path.lexists(self._directory.path / _device(volume, mode))]
-        return Attached(str(self._directory.path / _device(volume, there[0])), there[0]) if there else None
+        return self._devices().get(volume)
 
-    def objects(self) -> list[Object]:
-        with self._call("objects") as place:
-            return place.objects()
+    def listing(self) -> Listing:
+        found = super().listing()
+        links = {os.path.basename(device.device) for device in found.devices.values()}
+        return replace(found, foreign=tuple(sorted({*found.foreign} - links - _OF_TESTS)))
+
+    def _devices(self) -> dict[Object, Attached]:
+        links = filter(None, map(_DEVICE.fullmatch, os.listdir(self._directory.path)))
+        return {
+            Object("volume", link[2]): Attached(str(self._directory.path / link[0]), bool(link[1])) for link in links
+        }
+
+
+_DEVICE = re.compile(r"device-(ro-)?([0-9a-f-]{36})")
+_OF_TESTS = {"calls", "fail", "stats"}
 
 
 def _device(volume: Object, read_only: bool) -> str:
@@ -258,7 +252,7 @@ def _count_down(fd: int, call: str) -> dict[str, Any]:
 
 def _obey(order: dict[str, Any], call: str) -> None:
     interrupt.pause(order.get("pause", 0))
-    if order.keys() - {"pause"}:
+    if order.keys() not in ({"pause"}, {"pause", "after"}, set()):
         code = order.get("error", "backend")
         error = _errors(errors.VolctlError)[code](order.get("message", f"{call} was ordered to fail"))
         error.untouched = order.get("untouched", False)

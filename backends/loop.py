@@ -3,6 +3,7 @@
     [[backend]]
     name = "files"
     kind = "loop"
+    options = ("directory", "preallocate", "owner", "group", "mode", "capabilities")
     directory = "/srv/volumes"     # absolute; `volctl backend init files` puts the marker there
     preallocate = "off"            # "falloc": a volume's space is taken when it is made
     owner = "libvirt-qemu"         # of new files; also group, and mode = "0600"
@@ -18,25 +19,21 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
 
 from volctl import files
-from volctl.backend import Attached, Backend, Capabilities, Info, Problem, Progress, Setup, Stats, Target, check_options
+from volctl.backend import Attached, Capabilities, Progress, Setup, Stats, Target
 from volctl.errors import BackendError, ConfigError
 from volctl.files import loopdev
 from volctl.model import Object
+from volctl.shelf import Shelf
 
-OPTIONS = ("directory", "preallocate", "owner", "group", "mode", "capabilities")
 
-
-class Loop(Backend):
+class Loop(Shelf):
     kind = "loop"
+    options = ("directory", "preallocate", "owner", "group", "mode", "capabilities")
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        check_options(setup, OPTIONS)
-        self._directory = files.Directory(files.directory_option(setup.name, setup.options), setup.database, setup.name)
-        self._ownership = files.Ownership.of(setup.options, setup.owner)
         preallocate = setup.options.get("preallocate", "off")
         if preallocate not in ("off", "falloc"):
             raise ConfigError(f"backend {self.name}: preallocate = {preallocate!r} is neither off nor falloc")
@@ -52,24 +49,11 @@ class Loop(Backend):
             extra=self.setup.options.get("capabilities", {}),
         )
 
-    def pool(self) -> str:
-        return os.path.realpath(self._directory.path)
-
     def free_space_key(self) -> str:
         try:
             return f"dev:{os.stat(self._directory.path).st_dev}"
         except OSError:
             return self.pool()  # `check` tells what is wrong with it
-
-    def check(self) -> list[Problem]:
-        trouble = self._directory.trouble()
-        return [Problem(trouble.message, trouble.hint)] if trouble else []
-
-    def init(self, *, dry_run: bool = False) -> list[str]:
-        return self._directory.init(self._ownership, again=self.setup.builtin, dry_run=dry_run)
-
-    def claimed(self) -> str | None:
-        return self._directory.claimed()
 
     def stats(self) -> Stats:
         with self._directory.opened("look at the free space") as place:
@@ -166,14 +150,6 @@ class Loop(Backend):
         with self._directory.opened(f"delete {volume.name}") as place:
             place.remove(volume.name, _reverting(volume))
 
-    def inspect(self, target: Object) -> Info | None:
-        with self._directory.opened(f"look at {target.name}") as place:
-            found = place.stat(target.name)
-        return Info(found.st_size, found.st_blocks * 512) if found else None
-
-    def path(self, volume: Object) -> Path:
-        return self._directory.path / volume.name
-
     def holders(self, volume: Object) -> list[str]:
         with self._directory.opened(f"look at who holds {volume.name}") as place:
             if not place.stat(volume.name):
@@ -202,11 +178,14 @@ class Loop(Backend):
         with self._directory.opened(f"detach {volume.name}") as place:
             while (file := place.stat(volume.name)) and (device := loopdev.find(file, volume.name)):
                 loopdev.detach(device)
+        for target, device in self._marked():  # over a file that is gone
+            if target == volume:
+                loopdev.detach(device)
 
     def attached(self, volume: Object, device: str | None = None) -> Attached | None:
         try:
             found = loopdev.find(os.stat(self.path(volume)), volume.name, device)
-            return Attached(str(found.node), found.read_only, found.sector_size) if found else None
+            return _attached(found) if found else None
         except OSError:
             return None  # no file, so nothing over it; or detached while we looked
 
@@ -215,13 +194,21 @@ class Loop(Backend):
             if (file := place.stat(volume.name)) and (device := loopdev.find(file, volume.name)):
                 loopdev.grow(device)
 
-    def objects(self) -> list[Object]:
-        with self._directory.opened("list the objects") as place:
-            return place.objects()
+    def _devices(self) -> dict[Object, Attached]:
+        return {target: _attached(device) for target, device in self._marked()}
+
+    def _marked(self) -> Iterator[tuple[Object, loopdev.LoopDevice]]:
+        for name, device in loopdev.marked(self.pool()):
+            if target := files.object_named(name):
+                yield target, device
 
 
 def _fits(device: loopdev.LoopDevice, read_only: bool, sector_size: int | None) -> bool:
     return device.read_only == read_only and sector_size in (None, device.sector_size)
+
+
+def _attached(device: loopdev.LoopDevice) -> Attached:
+    return Attached(str(device.node), device.read_only, device.sector_size)
 
 
 def _reverting(volume: Object) -> str:

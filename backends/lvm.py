@@ -30,9 +30,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from volctl import udev
-from volctl.backend import Attached, Backend, Capabilities, Info, Problem, Progress, Setup, Stats, Target
+from volctl.backend import Attached, Backend, Capabilities, Info, Listing, Problem, Progress, Setup, Stats, Target
 from volctl.errors import BackendError, ExistsError, VolctlError
-from volctl.lvm import blocks, devices, placement, prepare, thick
+from volctl.lvm import blocks, devices, look, placement, prepare, thick
 from volctl.lvm.commands import Group
 from volctl.lvm.group import Change, Session, owner
 from volctl.lvm.report import LogicalVolume, VolumeGroup
@@ -240,10 +240,7 @@ class Lvm(Backend):
     def inspect(self, target: Object) -> Info | None:
         """Of an inactive thin LV nobody knows what it takes; its size is the most that it can be."""
         lv = self._vg.see().lv(target.name)
-        if lv is None or not self._vg.mine(lv):
-            return None
-        used = lv.data_percent if lv.is_thin else None
-        return Info(lv.size, lv.taken if used is None else int(lv.taken * used / 100))
+        return look.info(lv) if lv and self._vg.mine(lv) else None
 
     def path(self, volume: Object) -> Path:
         return self._vg.path(volume.name)
@@ -254,6 +251,13 @@ class Lvm(Backend):
 
     def objects(self) -> list[Object]:
         return self._vg.objects(self._vg.see())
+
+    def listing(self) -> Listing:
+        return look.listing(self._vg, self._vg.see())
+
+    def clear(self, leftover: str) -> None:
+        self._vg.remove(leftover, self._vg.see(), self._options.clear)
+        self._vg.flush()
 
     def attach(self, volume: Object, *, read_only: bool, sector_size: int | None = None) -> str:
         lv = self._vg.existing(self._vg.see(), volume.name)

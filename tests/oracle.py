@@ -32,7 +32,7 @@ RESTING = {
     "volumes": {"available", "in-use", "error", "error_deleting"},
     "snapshots": {"available", "error", "error_deleting"},
 }
-IMAGE_RESTING = {"available", "error_deleting"}
+IMAGE_RESTING = {"available", "error", "error_deleting"}
 ENDED = {"done", "undone", "abandoned"}
 
 

@@ -93,6 +93,20 @@ class Attached:
 
 
 @dataclass(frozen=True, slots=True)
+class Listing:
+    """A pool as one look at it saw it; what commands that live are making is among it."""
+
+    objects: Mapping[Object, Info]
+    """All that bears our mark. What has an object's name and cannot be one (a symlink) is foreign."""
+    leftovers: Mapping[str, str] = field(default_factory=dict)
+    """Names of what work makes beside a volume and takes away again, with the volume's id."""
+    devices: Mapping[Object, Attached] = field(default_factory=dict)
+    """Those that we made, also over what is gone; only what this user may see."""
+    foreign: tuple[str, ...] = ()
+    """Names of everything else."""
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """Something that a backend lacks. `fatal`: nothing new is put there."""
 
@@ -265,6 +279,14 @@ class Backend(ABC):
     @abstractmethod
     def objects(self) -> list[Object]:
         """All objects with our mark in this pool."""
+
+    def listing(self) -> Listing:
+        """The whole pool at once, cheaper than to inspect each object (LVM: one report)."""
+        seen = {target: self.inspect(target) for target in self.objects()}
+        return Listing({target: info for target, info in seen.items() if info})
+
+    def clear(self, leftover: str) -> None:  # noqa: B027 - what leaves nothing has nothing to clear
+        """Remove what `listing` named among its leftovers; not there is success. The caller holds the lock."""
 
     def claimed(self) -> str | None:
         """The uuid of the database whose mark the pool carries, if objects with it are there; never fails."""

@@ -32,7 +32,7 @@ WRONG = [
     (["snapshot"], "a command is missing"),
     (["snapshot", "creat"], "did you mean create?"),
     (["adopt", "x"], "'adopt' is not a command of volctl"),
-    (["doctor"], "'doctor' is not a command of volctl"),
+    (["physician"], "'physician' is not a command of volctl"),
     (["image", "save", "x"], "volctl image save needs FILE"),
     (["list", "--nope"], "no such option: --nope"),
     (["list", "extra"], "unexpected extra argument"),

@@ -7,6 +7,8 @@ and before each file that is made, renamed, cut, locked or removed.
 from __future__ import annotations
 
 import os
+import sqlite3
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -312,6 +314,36 @@ def test_a_settle_that_is_killed_is_settled_by_the_next(world: Rig, name: str, l
                     wrong[f"{died.points[-1]}, then {settling.points[-1]}"] = found
     assert not wrong, "\n".join(f"{where}: {found}" for where, found in wrong.items())
     assert cases >= least
+
+
+def _damage(rig: Rig) -> None:
+    """An orphan, what a revert left, a volume whose file is gone, one whose file has grown, quota for nobody."""
+    (rig.pools["b"] / f"volume-{uuid.uuid4()}").write_bytes(b"x" * 4096)
+    (rig.pools["a"] / f"revert-{rig.there('src')['id']}").write_bytes(b"x")
+    rig.file("bystander").unlink()
+    with rig.file("src").open("ab") as file:
+        file.truncate(3 * 1024**2)
+    with sqlite3.connect(rig.state / "volctl.db") as db:
+        db.execute("INSERT INTO reservations VALUES ('r', 'default', NULL, NULL, 1, 0, 4096)")
+    db.close()
+
+
+def test_a_doctor_that_is_killed_is_gone_on_with_by_the_next(world: Rig) -> None:
+    words, wrong = ("doctor", "--fix", "-y", "--json"), {}
+    with world.copy() as rig:
+        _damage(rig)
+        whole = rig.run(*words, files=True, status=0)
+    assert len(whole.json()) == 5 and len(whole.points) >= 30
+    for number in range(1, len(whole.points) + 1):
+        with world.copy() as rig:
+            _damage(rig)
+            died = rig.run(*words, files=True, die_at=number, status=KILLED)
+            again = rig.run(*words, status=0)
+            found = rig.check()
+            told = (rig.there("bystander")["status"], rig.there("src")["size"])
+            if found or told != ("error", 3 * 1024**2):
+                wrong[f"{number}: {died.points[-1]}"] = (found, told, again.err)
+    assert not wrong, "\n".join(f"{where}: {found}" for where, found in wrong.items())
 
 
 def test_a_first_run_that_is_killed_is_begun_again_by_the_next(zygote: Zygote) -> None:

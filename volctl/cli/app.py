@@ -36,6 +36,7 @@ VERBS = {
     "quota": ("quota", "Limits of a project and what it uses."),
     "flow": ("flow", "What commands did, task by task."),
     "events": ("events", "List events, or follow them."),
+    "doctor": ("doctor", "Compare the database with what is there; exit 12 if they differ."),
     "config": ("config", "The configuration."),
     "completion": ("completion", "Print a completion script for bash, zsh or fish."),
 }

@@ -58,6 +58,11 @@ def confirm(ctx: typer.Context, question: Callable[[Session], tuple[str, list[st
     return ids
 
 
+def ask(ctx: typer.Context, text: str) -> bool:
+    """May this part of what a command does be done? Without --yes and a terminal it may not."""
+    return common(ctx).yes or (_can_ask() and _answer(text))
+
+
 def _can_ask() -> bool:
     import sys
 

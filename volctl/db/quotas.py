@@ -66,6 +66,11 @@ def reserved(tx: Connection, project: str, type_name: str | None) -> Usage:
     return Usage(int(row[0]), int(row[1]), int(row[2]))
 
 
+def open_reservations(tx: Connection) -> set[str]:
+    """Their ids, of every project."""
+    return set(tx.execute(select(reservations.c.id)).scalars())
+
+
 def reserve(tx: Connection, row: Json) -> None:
     tx.execute(insert(reservations), row)
 

@@ -114,6 +114,14 @@ class Store:
         self._engine.dispose()
 
 
+def check_integrity(store: Store) -> None:
+    """`DatabaseError` if SQLite finds its file damaged, indexes included."""
+    with store.read() as tx:
+        said = tx.exec_driver_sql("PRAGMA integrity_check(1)").scalar_one()
+    if said != "ok":
+        raise DatabaseError(f"the database {store.path} is damaged: {said}", hint=RECIPE)
+
+
 def _begin(connection: Connection, begin: str) -> None:
     """Begin, waiting for other writers in slices so that signals and the deadline are heard."""
     connection.info["begin"] = begin
@@ -175,8 +183,8 @@ def _create(path: Path, may_create: Callable[[], None]) -> None:
         fcntl.flock(directory, fcntl.LOCK_EX)
         if not path.exists():
             may_create()
-            temporary = path.with_name(f".{path.name}.new")
-            _remove(temporary)
+            temporary = _temporary(path)
+            remove_files(temporary)
             _build(temporary)
             probe("before rename")
             temporary.rename(path)
@@ -185,9 +193,24 @@ def _create(path: Path, may_create: Callable[[], None]) -> None:
         os.close(directory)
 
 
-def _remove(path: Path) -> None:
-    for suffix in ("", "-wal", "-shm", "-journal"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
+def leftovers(path: Path) -> list[Path]:
+    """What first runs that were killed left beside the database at `path`."""
+    temporary = _temporary(path)
+    return [temporary] if any(part.exists() for part in _parts(temporary)) else []
+
+
+def remove_files(path: Path) -> None:
+    """A database and what SQLite keeps beside it; not there is success."""
+    for part in _parts(path):
+        part.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.new")
+
+
+def _parts(path: Path) -> list[Path]:
+    return [path.with_name(path.name + suffix) for suffix in ("", "-wal", "-shm", "-journal")]
 
 
 def _build(path: Path) -> None:

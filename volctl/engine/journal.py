@@ -82,18 +82,24 @@ def mark(tx: Connection, flow_id: str, position: int, state: str) -> None:
     tx.execute(line.values(state=state, ended_at=now()))
 
 
-def unfinished(tx: Connection) -> Sequence[RowMapping]:
-    """Open flows whose turn it is, oldest first; a stuck one only when its pause is over."""
+def unfinished(tx: Connection, *, all_: bool = False) -> Sequence[RowMapping]:
+    """Open flows whose turn it is, oldest first; a stuck one only when its pause is over, or with `all_`."""
     columns = (flows.c.id, flows.c.name, flows.c.locks, flows.c.phase, flows.c.next_try, flows.c.object_id)
     rows = tx.execute(select(*columns).where(flows.c.ended_at.is_(None)).order_by(flows.c.number)).mappings()
     time = now()
-    return [row for row in rows if row["next_try"] is None or row["next_try"] <= time]
+    return [row for row in rows if all_ or row["next_try"] is None or row["next_try"] <= time]
 
 
 def next_try(tries: int) -> str:
     """When a stuck flow is tried again: after 1, 2, 4 … seconds, at most an hour."""
     pause = min(2 ** min(tries, 20), LONGEST_PAUSE)
     return (datetime.now(UTC) + timedelta(seconds=pause)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def reservations(tx: Connection) -> set[str]:
+    """What flows that have not ended hold reserved."""
+    states = tx.execute(select(flows.c.state).where(flows.c.ended_at.is_(None))).scalars()
+    return {state["reservation"] for state in states if state.get("reservation")}
 
 
 def is_open_for(tx: Connection, object_id: str) -> bool:

@@ -5,8 +5,18 @@ the error that says what could not be done, and where. `holders` says who else h
 `device_holders` who has a block device. `volctl.files.loopdev` is loop devices.
 """
 
-from volctl.files.directory import MARKER, Directory, Ownership, Place, directory_option, os_open, translated
+from volctl.files.directory import (
+    MARKER,
+    Directory,
+    Ownership,
+    Place,
+    directory_option,
+    object_named,
+    os_open,
+    translated,
+)
 from volctl.files.holders import device_holders, holders, know_locks
+from volctl.files.listing import Seen, seen
 from volctl.files.sparse import allocate, copy, grow, reflink, reflinks
 
 __all__ = [
@@ -14,6 +24,7 @@ __all__ = [
     "Directory",
     "Ownership",
     "Place",
+    "Seen",
     "allocate",
     "copy",
     "device_holders",
@@ -21,8 +32,10 @@ __all__ = [
     "grow",
     "holders",
     "know_locks",
+    "object_named",
     "os_open",
     "reflink",
     "reflinks",
+    "seen",
     "translated",
 ]

@@ -233,8 +233,13 @@ def _owner(at: int) -> str | None:
 
 
 def _objects(at: int) -> list[Object]:
-    matches = filter(None, map(_OBJECT.fullmatch, os.listdir(at)))
-    return [Object(cast(Literal["volume", "snap", "image"], match[1]), match[2]) for match in matches]
+    return list(filter(None, map(object_named, os.listdir(at))))
+
+
+def object_named(name: str) -> Object | None:
+    """The object whose name on a backend this is; None if it is no such name."""
+    match = _OBJECT.fullmatch(name)
+    return Object(cast(Literal["volume", "snap", "image"], match[1]), match[2]) if match else None
 
 
 @contextmanager
@@ -304,3 +309,11 @@ class Place:
 
     def objects(self) -> list[Object]:
         return _objects(self.fd)
+
+    def entries(self) -> Iterator[tuple[str, os.stat_result]]:
+        """Everything in the directory but the marker, as it is itself."""
+        with os.scandir(self.fd) as found:
+            for entry in found:
+                with suppress(FileNotFoundError):  # gone since
+                    if entry.name != MARKER:
+                        yield entry.name, entry.stat(follow_symlinks=False)

@@ -137,6 +137,19 @@ def _ours(file: os.stat_result, mark: str, pattern: str = "loop*") -> Iterator[L
             yield device
 
 
+def marked(directory: str) -> Iterator[tuple[str, LoopDevice]]:
+    """Devices that bear the name of their file as our mark, with that name, over files in `directory` (as the
+    kernel calls it), also over files that are gone. Without the right to ask for the mark, none."""
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            place, name = os.path.split(backing.read_text().removesuffix("\n").removesuffix(" (deleted)"))
+        except OSError:
+            continue  # detached meanwhile
+        device = LoopDevice(backing.parent.parent.name)
+        if place == directory and _mark(device) == name:
+            yield name, device
+
+
 def _mark(device: LoopDevice) -> str | None:
     """None if it is not ours to ask."""
     try:

@@ -15,7 +15,7 @@
 
 `request` validates, `pools` shows the backends to the scheduler, `sources` fills the volume. The
 other verbs are flows of their own: `delete`, `extend`, `snapshot`, `snapshot_delete`, `revert`,
-`attach`, `image`, `save`. `refs` finds what a reference means.
+`attach`, `image`, `save`, `orphan`. `refs` finds what a reference means.
 """
 
 from __future__ import annotations
@@ -23,7 +23,20 @@ from __future__ import annotations
 from typing import Any
 
 from volctl.engine.task import Flow
-from volctl.flows import api, attach, delete, extend, image, manager, revert, save, scheduler, snapshot, snapshot_delete
+from volctl.flows import (
+    api,
+    attach,
+    delete,
+    extend,
+    image,
+    manager,
+    orphan,
+    revert,
+    save,
+    scheduler,
+    snapshot,
+    snapshot_delete,
+)
 from volctl.flows.context import Context
 
 FLOWS: dict[str, Flow[Context, Any]] = {
@@ -42,6 +55,8 @@ FLOWS: dict[str, Flow[Context, Any]] = {
         image.ADD,
         image.DELETE,
         save.FLOW,
+        orphan.DELETE,
+        orphan.DETACH,
     )
 }
 """Every flow by its name."""

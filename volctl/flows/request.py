@@ -215,6 +215,9 @@ def _registered(env: Context, state: CreateState) -> Image | None:
         found = images.find(tx, state.source["id"])
     if found is None:
         raise NotFoundError(f"image {state.source['id']} is gone")
+    if found.status != Status.AVAILABLE:
+        hint = f"volctl image refresh {found.label}" if found.status == Status.ERROR else None
+        raise ConflictError(f"image {found.label} is {found.status}", hint=hint)
     return found
 
 

@@ -90,6 +90,8 @@ def check(session: Session, path: str, *, image_format: str = "auto", checksum: 
 def refresh(session: Session, ref: str) -> Image:
     """Take a registered file as it is now: through the gate again."""
     found = show(session, ref)
+    if found.status == Status.ERROR_DELETING:
+        raise ConflictError(f"image {found.label} is {found.status}", hint="volctl image delete finishes that")
     if found.location.startswith(refs.VOLUME_SCHEME):
         with session.store.read() as tx:
             size = volumes.get(tx, found.location.removeprefix(refs.VOLUME_SCHEME)).size
@@ -99,7 +101,7 @@ def refresh(session: Session, ref: str) -> Image:
         values = {"format": image.format, "size": image.file_size, "virtual_size": image.virtual_size}
         values |= {"sha256": image.sha256, "identity": image.identity}
     with session.store.write() as tx:
-        images.change(tx, found.id, **values)
+        images.change(tx, found.id, status=Status.AVAILABLE, **values)
         events.add(tx, "image.refresh", found.id, str(uuid.uuid4()), {"location": found.location})
     return show(session, found.id)
 

@@ -1,0 +1,81 @@
+"""volctl doctor."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from volctl.cli import stderr
+from volctl.cli.human import size
+from volctl.cli.options import common, typer_app, verb
+from volctl.cli.output import View, view
+from volctl.cli.session import ask, session
+from volctl.errors import DriftError
+
+if TYPE_CHECKING:
+    from volctl.service import Session
+    from volctl.service.doctor import Finding
+
+app = typer_app()
+
+FIELDS = ("kind", "object", "id", "name", "backend", "problem", "fix", "deletes", "fixed")
+COLUMNS = ("object", "name", "backend", "problem", "fix", "fixed")
+
+
+@verb(app, "doctor")
+def doctor(
+    ctx: typer.Context,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Put right what can be; what deletes bytes is asked first")
+    ] = False,
+    foreign: Annotated[
+        bool, typer.Option("--foreign", help="List also what is not volctl's; it is left alone")
+    ] = False,
+) -> None:
+    """Compare the database with what is there; exit 12 if they differ."""
+    shown = view(ctx, FIELDS, COLUMNS)
+    with session(ctx, reads=not fix) as s:
+        from volctl.service import doctor
+
+        findings = doctor.look(s, others=foreign)
+        _tell_health(ctx, s)
+    if fix and findings:
+        agreed = doctor.agreed_to(_agreed(ctx, findings))
+        with session(ctx) as s:
+            findings = doctor.repair(s, agreed, others=foreign)
+    _show(ctx, shown, findings)
+
+
+def _agreed(ctx: typer.Context, findings: list[Finding]) -> list[Finding]:
+    """Those that delete, if that is wanted."""
+    deletions = [finding for finding in findings if finding.deletes]
+    lines = [f"  {finding.problem}: {finding.fix}" for finding in deletions]
+    text = "\n".join(["This deletes, for good:", *lines])
+    return deletions if deletions and ask(ctx, text) else []
+
+
+def _show(ctx: typer.Context, shown: View, findings: list[Finding]) -> None:
+    if findings or common(ctx).output != "table":
+        shown.many(findings)
+    if left := [finding for finding in findings if finding.counts]:
+        able = any(finding.fix for finding in left)
+        hint = "volctl doctor --fix" + (" --yes" if any(finding.deletes for finding in left) else "") if able else None
+        said = f"{len(left)} difference{'s' * (len(left) > 1)}: {', '.join(finding.object for finding in left[:5])}"
+        raise DriftError(said + (" …" if len(left) > 5 else ""), hint=hint, details={"differences": len(left)})
+
+
+def _tell_health(ctx: typer.Context, s: Session) -> None:
+    """With -v: every backend with its room and what it lacks."""
+    if not common(ctx).verbose:
+        return
+    from volctl.service import backends
+
+    for state in backends.list_(s):
+        room = (
+            f"{size(state.free)} of {size(state.total)} free"
+            if state.free is not None and state.total
+            else "room unknown"
+        )
+        said = "; ".join(state.problems) or "well"
+        stderr.line(f"backend {state.name} ({state.kind}), {state.volumes} volumes, {room}: {said}")

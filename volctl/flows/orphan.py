@@ -1,0 +1,131 @@
+"""orphan_delete and device_detach: what `doctor` found without a row goes. Completed once it was begun.
+
+An orphan bears our mark and has no row, or the row of a create that failed, or is what work left beside
+a volume. A stray device is ours, over a volume that is not attached or over what is gone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from volctl.backend import Backend
+from volctl.db import events, snapshots, volumes
+from volctl.engine.run import Run
+from volctl.engine.task import Direction, Flow, Task
+from volctl.errors import ConflictError, InUseError, VolctlError
+from volctl.flows.context import Context
+from volctl.model import Json, Object, Status
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+
+@dataclass(slots=True)
+class OrphanState:
+    """The object's kind and id, and the volume that a snapshot is of; or the name of a leftover."""
+
+    backend: str
+    kind: Literal["volume", "snap", "image"]
+    id: str
+    volume_id: str
+    leftover: str | None = None
+
+    @property
+    def object(self) -> Object:
+        return Object(self.kind, self.id)
+
+
+OrphanRun: TypeAlias = Run[Context, OrphanState]
+
+
+class OrphanTask(Task[Context, OrphanState]):
+    """A task of the orphan flow."""
+
+
+class CheckOrphanTask(OrphanTask):
+    """No row counts on it here, and nobody but a device of ours holds it."""
+
+    def gather(self, run: OrphanRun) -> None:
+        state, backend = run.state, run.env.backends.get(run.state.backend)
+        if state.leftover is not None:
+            return
+        with run.env.store.read() as tx:
+            if counted_on(tx, state.object, state.backend):
+                raise ConflictError(f"{state.object.name} has a row", volume=state.volume_id)
+        device = backend.attached(state.object)
+        holders = [who for who in backend.holders(state.object) if not (device and who.startswith(device.device))]
+        if holders:
+            raise InUseError(f"{state.object.name} is in use by {', '.join(holders)}", hint="stop what uses it first")
+
+
+class DeleteOrphanTask(OrphanTask):
+    """The backend deletes it. A device that somebody has open is left, and all of it then."""
+
+    def plan(self, run: OrphanRun) -> Json:
+        return {"backend": run.state.backend, "object": run.state.leftover or run.state.object.name}
+
+    def execute(self, run: OrphanRun) -> None:
+        state, backend = run.state, run.env.backends.get(run.state.backend)
+        if state.leftover is not None:
+            backend.clear(state.leftover)
+            return
+        if state.kind == "snap":
+            backend.delete_snapshot(Object("volume", state.volume_id), state.object)
+            return
+        _detach(backend, state.object)
+        backend.delete(state.object)
+
+
+class ForgetOrphanTask(OrphanTask):
+    """The event, and the row of a snapshot whose volume has none."""
+
+    def record(self, tx: Connection, run: OrphanRun) -> None:
+        state = run.state
+        if state.kind == "snap" and volumes.find(tx, state.volume_id) is None:
+            snapshots.remove(tx, state.id)
+        name = state.leftover or state.object.name
+        events.add(tx, "orphan.deleted", state.id, run.request, {"backend": state.backend, "object": name})
+
+
+class DetachStrayTask(OrphanTask):
+    """The backend takes its device away; one that is held is left as it is."""
+
+    def plan(self, run: OrphanRun) -> Json:
+        return {"backend": run.state.backend, "object": run.state.object.name}
+
+    def execute(self, run: OrphanRun) -> None:
+        _detach(run.env.backends.get(run.state.backend), run.state.object)
+
+    def record(self, tx: Connection, run: OrphanRun) -> None:
+        events.add(tx, "device.detached", run.state.id, run.request, {"backend": run.state.backend})
+
+
+def counted_on(tx: Connection, target: Object, backend: str) -> bool:
+    """Is there a row that says that this object is on this backend, and may hold something?"""
+    if target.kind == "volume":
+        volume = volumes.find(tx, target.id)
+        never = volume is not None and volume.status is Status.ERROR and volume.available_at is None
+        return volume is not None and volume.backend == backend and not never
+    snapshot = snapshots.find(tx, target.id)
+    volume = volumes.find(tx, snapshot.volume_id) if snapshot else None
+    return volume is not None and volume.backend == backend
+
+
+def _detach(backend: Backend, target: Object) -> None:
+    try:
+        backend.detach(target)
+    except VolctlError as error:
+        error.untouched = True
+        raise
+
+
+DETACH = Flow("device_detach", OrphanState, DetachStrayTask(), direction=Direction.COMPLETE)
+DELETE = Flow(
+    "orphan_delete",
+    OrphanState,
+    CheckOrphanTask(),
+    DeleteOrphanTask(),
+    ForgetOrphanTask(),
+    direction=Direction.COMPLETE,
+)

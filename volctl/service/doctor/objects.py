@@ -1,0 +1,198 @@
+"""Differences between rows and what lies on the backends: objects, leftovers, devices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from volctl.db import snapshots, volumes
+from volctl.engine import journal
+from volctl.engine.locks import LockSet
+from volctl.flows.attach import attachment
+from volctl.flows.extend import ExtendState
+from volctl.flows.orphan import OrphanState, counted_on
+from volctl.model import Json, Object, Status, Volume, format_size, round_up
+from volctl.service.doctor.difference import (
+    HOLDING,
+    RESTING,
+    Difference,
+    backend_of,
+    new_request,
+    size_of,
+    snapshot_of,
+    volume_of,
+    worked_on,
+)
+
+if TYPE_CHECKING:
+    from volctl.service.session import Session
+
+
+@dataclass(slots=True)
+class VolumeObject(Difference):
+    """A volume's object is gone, or has another size than its row."""
+
+    kind = "volume_object"
+    size: int | None = field(default=None, init=False)
+
+    def look(self, session: Session) -> bool:
+        volume = volume_of(session, self.id)
+        if volume is None or volume.status not in HOLDING or volume.backend is None:
+            return False
+        self.size = size_of(session.env.backends.get(volume.backend), Object("volume", volume.id))
+        self.fix = "set it to error"
+        if self.size is None:
+            self.problem = f"it is {volume.status}, but {self.object} is not there"
+        elif self.size < volume.size:
+            self.problem = f"{self.object} has {self.size} bytes, cut from {volume.size}"
+        elif self.size > volume.size:
+            self.problem = f"{self.object} has {self.size} bytes, its row says {volume.size}"
+            self.fix = f"extend it to {format_size(self._grown(session, volume))}, within the quota"
+        return self.size != volume.size
+
+    def _grown(self, session: Session, volume: Volume) -> int:
+        return round_up(self.size or 0, session.env.backends.get(volume.backend).capabilities.granule)
+
+    def repair(self, session: Session, locks: LockSet) -> None:
+        volume = volume_of(session, self.id)
+        assert volume is not None
+        if self.size is not None and self.size > volume.size:
+            state = ExtendState(volume.id, self._grown(session, volume))
+            session.engine.start("volume_extend", state, object_id=volume.id, locks=locks)
+            return
+        fault = {"code": "backend", "message": self.problem}
+        gone: Json = {"attachments": []} if self.size is None else {}
+        with session.store.write() as tx:
+            volumes.transition(tx, volume.id, HOLDING, Status.ERROR, new_request(), fault=fault, **gone)
+
+
+@dataclass(slots=True)
+class SnapshotObject(Difference):
+    """A snapshot's object is gone, or has another size than its row."""
+
+    kind = "snapshot_object"
+
+    def look(self, session: Session) -> bool:
+        snapshot = snapshot_of(session, self.id)
+        if snapshot is None or snapshot.status is not Status.AVAILABLE or self.backend is None:
+            return False
+        size = size_of(backend_of(session, self.backend), Object("snap", snapshot.id))
+        if size is None:
+            self.problem = f"it is available, but {self.object} is not there"
+        else:
+            self.problem = f"{self.object} has {size} bytes, its row says {snapshot.size}"
+        self.fix = "set it to error"
+        return size != snapshot.size
+
+    def repair(self, session: Session, locks: LockSet) -> None:
+        assert self.id is not None
+        fault = {"code": "backend", "message": self.problem}
+        with session.store.write() as tx:
+            snapshots.transition(tx, self.id, (Status.AVAILABLE,), Status.ERROR, new_request(), fault=fault)
+
+
+@dataclass(slots=True)
+class Orphan(Difference):
+    """An object with our mark and no row, or with the row of a create that failed."""
+
+    kind = "orphan"
+    deletes = True
+    target: Object = field(kw_only=True)
+
+    def look(self, session: Session) -> bool:
+        backend = backend_of(session, self.backend)
+        with session.store.read() as tx:
+            known = counted_on(tx, self.target, backend.name) or journal.is_open_for(tx, self.target.id)
+            volume = volumes.find(tx, self.target.id)
+        busy = volume is not None and volume.status not in RESTING
+        if known or busy or (found := backend.inspect(self.target)) is None:
+            return False
+        why = "is on another backend by its row" if volume and volume.backend != backend.name else "has no row"
+        if volume and volume.backend == backend.name:
+            why = "is what a failed create left"
+        self.problem = f"{self.target.name} ({format_size(found.size)}) {why}"
+        self.fix = f"delete it from backend {backend.name}"
+        return True
+
+    def repair(self, session: Session, locks: LockSet) -> None:
+        snapshot = snapshot_of(session, self.target.id) if self.target.kind == "snap" else None
+        volume_id = snapshot.volume_id if snapshot else self.target.id
+        state = OrphanState(self.backend or "", self.target.kind, self.target.id, volume_id)
+        session.engine.start("orphan_delete", state, object_id=self.target.id, locks=locks)
+
+
+@dataclass(slots=True)
+class SnapshotAlone(Difference):
+    """The row of a snapshot whose volume has none, and which is on no backend."""
+
+    kind = "reference"
+    deletes = True
+
+    def look(self, session: Session) -> bool:
+        snapshot = snapshot_of(session, self.id)
+        self.problem, self.fix = "its volume has no row, and no backend holds it", "remove its row"
+        return snapshot is not None and volume_of(session, snapshot.volume_id) is None
+
+    def repair(self, session: Session, locks: LockSet) -> None:
+        assert self.id is not None
+        with session.store.write() as tx:
+            snapshots.remove(tx, self.id)
+
+
+@dataclass(slots=True)
+class Leftover(Difference):
+    """What work left beside a volume, under a name that only such work takes."""
+
+    kind = "leftover"
+    deletes = True
+
+    def look(self, session: Session) -> bool:
+        there = self.object in backend_of(session, self.backend).listing().leftovers
+        self.problem = f"{self.object} is what work that ended left"
+        self.fix = f"remove it from backend {self.backend}"
+        return there and not worked_on(session, self.id)
+
+    def repair(self, session: Session, locks: LockSet) -> None:
+        state = OrphanState(self.backend or "", "volume", self.id or "", self.id or "", leftover=self.object)
+        session.engine.start("orphan_delete", state, object_id=self.id, locks=locks)
+
+
+@dataclass(slots=True)
+class StrayDevice(Difference):
+    """A device of ours over a volume that is not attached."""
+
+    kind = "device"
+    target: Object = field(kw_only=True)
+
+    def look(self, session: Session) -> bool:
+        found = backend_of(session, self.backend).listing().devices.get(self.target)
+        if found is None or worked_on(session, self.id):
+            return False
+        self.problem = f"{found.device} is a device of {self.object}, which {self._why()}"
+        self.fix = "detach it"
+        return not self._noted(session)
+
+    def _why(self) -> str:
+        return "is not attached"
+
+    def _noted(self, session: Session) -> bool:
+        volume = volume_of(session, self.id)
+        return volume is not None and attachment(volume) is not None and volume.backend == self.backend
+
+    def repair(self, session: Session, locks: LockSet) -> None:
+        state = OrphanState(self.backend or "", self.target.kind, self.target.id, self.target.id)
+        session.engine.start("device_detach", state, object_id=self.id, locks=locks)
+
+
+@dataclass(slots=True)
+class DeviceOverNothing(StrayDevice):
+    """The same where the file is gone: what it held can be read from the device only."""
+
+    kind = "device"
+    deletes = True
+
+    def _why(self) -> str:
+        return "is gone: its last bytes are there"
+
+    def _noted(self, session: Session) -> bool:
+        return size_of(backend_of(session, self.backend), self.target) is not None

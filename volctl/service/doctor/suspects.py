@@ -1,0 +1,202 @@
+"""What may differ, from one listing of each backend and one view of the rows; cheap, and to be confirmed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+from volctl.backend import Listing
+from volctl.db import images, quotas, snapshots, types, volumes
+from volctl.db.store import leftovers, remove_files
+from volctl.engine import journal
+from volctl.engine.locks import EXCLUSIVE
+from volctl.errors import INTERRUPTIONS, VolctlError
+from volctl.flows.attach import attachment
+from volctl.model import Image, Object, Snapshot, Status, Volume, is_uuid
+from volctl.service.doctor import objects, rows
+from volctl.service.doctor.difference import HOLDING, RESTING, Difference
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from volctl.service.session import Session
+
+
+@dataclass(slots=True)
+class _View:
+    """The rows in one transaction, taken after the listings."""
+
+    volumes: dict[str, Volume]
+    snapshots: dict[str, Snapshot]
+    images: list[Image]
+    types: set[str]
+    stored: set[str]
+    flows: list[rows.StuckFlow]
+    reservations: set[str]
+    listings: dict[str, Listing] = field(default_factory=dict)
+
+    def size(self, backend: str | None, target: Object) -> int | None:
+        """Bytes of an object; None if it is not there. Of what cannot be seen, what its row says."""
+        if backend not in self.listings:
+            row = (self.volumes if target.kind == "volume" else self.snapshots)[target.id]
+            return row.size
+        found = self.listings[backend].objects.get(target)
+        return found.size if found else None
+
+    def backend_of(self, snapshot: Snapshot) -> str | None:
+        volume = self.volumes.get(snapshot.volume_id)
+        return volume.backend if volume else None
+
+
+def suspects(session: Session) -> Iterator[Difference]:
+    """In the order in which they can be repaired: flows first, snapshots before volumes."""
+    listings: dict[str, Listing] = {}
+    unusable = list(_list_backends(session, listings))
+    stored = set(os.listdir(session.env.places.images))
+    with session.store.read() as tx:
+        view = _view(tx, listings, stored)
+    yield from unusable
+    yield from view.flows
+    for look in (_types, _snapshots, _volumes, _attachments, _devices, _alone, _strays, _images):
+        yield from look(session, view)
+    for name in view.reservations:
+        yield rows.Reservation(name, name)
+    for path in leftovers(session.env.places.database):
+        yield rows.Temporary(path.name, remove=partial(remove_files, path))
+
+
+def foreign(session: Session) -> Iterator[tuple[str, str]]:
+    """(backend, name) of what is not ours."""
+    listings: dict[str, Listing] = {}
+    for _ in _list_backends(session, listings):
+        pass
+    for name, listing in listings.items():
+        yield from ((name, thing) for thing in listing.foreign)
+
+
+def _list_backends(session: Session, listings: dict[str, Listing]) -> Iterator[Difference]:
+    """Fill `listings`; those that cannot be used are told, unless they are not to be used."""
+    for config in session.env.backends.configs:
+        try:
+            backend = session.env.backends.get(config.name)
+            problem = next((problem for problem in backend.check() if problem.fatal), None)
+            if problem is None or config.enabled:
+                listings[config.name] = backend.listing()
+        except INTERRUPTIONS:
+            raise
+        except VolctlError as error:
+            if config.enabled:
+                yield rows.BackendUnusable(config.name, backend=config.name, problem=error.message, fix=None)
+            continue
+        if problem is not None and config.enabled:
+            yield rows.BackendUnusable(config.name, backend=config.name, problem=problem.message, fix=None)
+
+
+def _view(tx: Connection, listings: dict[str, Listing], stored: set[str]) -> _View:
+    every = volumes.listing(tx, project=None, equal={}, sort="created_at", descending=False)
+    taken = snapshots.listing(tx, project=None, equal={}, sort="created_at", descending=False)
+    flows = [rows.StuckFlow(row["name"], row["id"], locks=row["locks"]) for row in journal.unfinished(tx, all_=True)]
+    return _View(
+        {volume.id: volume for volume in every},
+        {snapshot.id: snapshot for snapshot in taken},
+        images.listing(tx),
+        {found.name for found in types.listing(tx)},
+        stored,
+        flows,
+        quotas.open_reservations(tx) - journal.reservations(tx),
+        listings,
+    )
+
+
+def _types(session: Session, view: _View) -> Iterator[Difference]:
+    used = {volume.type for volume in view.volumes.values() if volume.type is not None}
+    yield from (rows.TypeGone(name) for name in sorted(used - view.types))
+
+
+def _snapshots(session: Session, view: _View) -> Iterator[Difference]:
+    for snapshot in view.snapshots.values():
+        target, backend, locks = Object("snap", snapshot.id), view.backend_of(snapshot), {snapshot.volume_id: EXCLUSIVE}
+        about = (target.name, snapshot.id, snapshot.name, backend, locks)
+        if snapshot.volume_id not in view.volumes:
+            if not any(target in listing.objects for listing in view.listings.values()):
+                yield objects.SnapshotAlone(*about)
+        elif snapshot.status not in RESTING:
+            yield rows.Halted(*about, snapshot=True)
+        elif snapshot.status is Status.AVAILABLE and view.size(backend, target) != snapshot.size:
+            yield objects.SnapshotObject(*about)
+
+
+def _volumes(session: Session, view: _View) -> Iterator[Difference]:
+    for volume in view.volumes.values():
+        target = Object("volume", volume.id)
+        about = (target.name, volume.id, volume.name, volume.backend, {volume.id: EXCLUSIVE})
+        if volume.status not in RESTING:
+            yield rows.Halted(*about)
+        elif volume.status in HOLDING and not session.env.backends.has(volume.backend):
+            said = f"it is {volume.status} on backend {volume.backend}, which is not in the configuration"
+            yield rows.BackendUnknown(*about, problem=said)
+        elif volume.status in HOLDING and view.size(volume.backend, target) != volume.size:
+            yield objects.VolumeObject(*about)
+
+
+def _attachments(session: Session, view: _View) -> Iterator[Difference]:
+    for volume in view.volumes.values():
+        noted = attachment(volume)
+        if volume.backend not in view.listings or (noted is None and volume.status is not Status.IN_USE):
+            continue
+        found = noted and session.env.backends.get(volume.backend).attached(Object("volume", volume.id), noted.device)
+        there = (found.device, found.read_only, found.sector_size) if found else None
+        if noted is None or there != (noted.device, noted.read_only, noted.sector_size):
+            target, locks = Object("volume", volume.id), {volume.id: EXCLUSIVE}
+            yield rows.Attachment(target.name, volume.id, volume.name, volume.backend, locks)
+
+
+def _devices(session: Session, view: _View) -> Iterator[Difference]:
+    for backend, listing in view.listings.items():
+        for target in listing.devices:
+            volume = view.volumes.get(target.id)
+            there = target in listing.objects
+            known = volume is not None and attachment(volume) is not None and volume.backend == backend
+            if there and (known or volume is None):  # without a row it goes with the object under it
+                continue
+            kind = objects.StrayDevice if there else objects.DeviceOverNothing
+            name = volume.name if volume else None
+            yield kind(target.name, target.id, name, backend, {target.id: EXCLUSIVE}, target=target)
+
+
+def _alone(session: Session, view: _View) -> Iterator[Difference]:
+    """Objects without a row, snapshots first."""
+    for backend, listing in view.listings.items():
+        for target in sorted(listing.objects, key=lambda target: target.kind != "snap"):
+            if not _counted_on(view, target, backend):
+                lock = view.snapshots[target.id].volume_id if target.id in view.snapshots else target.id
+                yield objects.Orphan(target.name, target.id, None, backend, {lock: EXCLUSIVE}, target=target)
+
+
+def _counted_on(view: _View, target: Object, backend: str) -> bool:
+    if target.kind == "volume":
+        volume = view.volumes.get(target.id)
+        never = volume is not None and volume.status is Status.ERROR and volume.available_at is None
+        return volume is not None and volume.backend == backend and not never
+    snapshot = view.snapshots.get(target.id)
+    return snapshot is not None and view.backend_of(snapshot) == backend
+
+
+def _strays(session: Session, view: _View) -> Iterator[Difference]:
+    for backend, listing in view.listings.items():
+        for name, volume_id in listing.leftovers.items():
+            locks = {volume_id: EXCLUSIVE} if volume_id else {}
+            yield objects.Leftover(name, volume_id or None, None, backend, locks)
+
+
+def _images(session: Session, view: _View) -> Iterator[Difference]:
+    for image in view.images:
+        if image.status == Status.AVAILABLE:
+            yield rows.ImageFile(image.location, image.id, image.name, locks={image.id: EXCLUSIVE})
+    known = {image.id for image in view.images}
+    for name in sorted(view.stored - known):
+        if is_uuid(name):
+            yield rows.StoredAlone(name, name, locks={name: EXCLUSIVE})
