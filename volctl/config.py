@@ -16,6 +16,8 @@ from volctl.errors import AccessError, ConfigError
 from volctl.model import Json, check_name
 
 DEFAULT_ZONE = "local"
+_IMAGES = {"max_gigabytes": 100}
+"""The largest file that is fetched, or that a packed one may become, in GiB."""
 DEFAULT_FILTERS = ("AvailabilityZoneFilter", "CapacityFilter", "CapabilitiesFilter", "DriverFilter")
 
 
@@ -50,6 +52,7 @@ class Config:
     filters: tuple[str, ...] = DEFAULT_FILTERS
     weighers: Mapping[str, float] = field(default_factory=lambda: {"CapacityWeigher": 1.0})
     image_cache: Mapping[str, int] = field(default_factory=lambda: {"max_gigabytes": 100, "max_count": 50})
+    images: Mapping[str, int] = field(default_factory=lambda: dict(_IMAGES))
     backends: tuple[BackendConfig, ...] = ()
 
 
@@ -156,7 +159,7 @@ def unknown_key(key: str, known: list[str], where: str) -> str:
 _CACHE_KEYS = ["max_gigabytes", "max_count"]
 _TOP_KEYS = [
     "default_type", "default_availability_zone", "max_attempts", "history_days", "no_snapshot_gb_quota",
-    "quota", "scheduler", "image_cache", "backend",
+    "quota", "scheduler", "image_cache", "images", "backend",
 ]  # fmt: skip
 _BACKEND_KEYS = [f.name for f in fields(BackendConfig) if f.name not in ("options", "builtin")]
 
@@ -212,6 +215,7 @@ class _Reader:
             weighers=_weighers(scheduler.take("weighers", dict, {"CapacityWeigher": 1.0})),
             image_cache={"max_gigabytes": 100, "max_count": 50}
             | self.table("image_cache").integers(lambda key: key in _CACHE_KEYS, _CACHE_KEYS, 0),
+            images=_IMAGES | self.table("images").integers(lambda key: key in _IMAGES, list(_IMAGES), 1),
             backends=self._backends(),
         )
 

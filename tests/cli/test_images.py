@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sqlite3
+import subprocess
 from contextlib import closing
 
 import pytest
@@ -66,6 +68,32 @@ def test_a_copy_of_our_own(cli: Cli) -> None:
     cli("image", "delete", "i")
     assert not copy.exists()
     assert cli.file("v").read_bytes()[:MiB] == CONTENT
+
+
+@pytest.mark.parametrize("pack", ["gzip", "xz", "zstd"])
+def test_packed(pack: str, cli: Cli) -> None:
+    """Unpacked for one volume, or kept unpacked as our own copy; nothing else is left of it."""
+    image = make_image(cli.home / "disk.qcow2", CONTENT, 4 * MiB)
+    size = image.stat().st_size
+    subprocess.run([pack, "-q", image], check=True)
+    (packed,) = cli.home.glob("disk.qcow2.*")
+    image.unlink(missing_ok=True)
+    found = cli.json("image", "check", packed)
+    assert (found["packed"], found["format"], found["size"]) == (pack, "qcow2", size)
+    made = cli.json("create", "v", "--from-image", packed)
+    assert (made["size"], made["source"]["name"]) == (4 * MiB, str(packed))
+    assert cli.file("v").read_bytes() == CONTENT + bytes(3 * MiB)
+    assert os.listdir(cli.state / "images") == []
+    cli.refused(7, "image_too_big", "create", "w", "--from-image", packed, "--size", "1M")
+    ran = cli("image", "add", "i", packed, "--json")
+    assert "kept as our own copy" in ran.err
+    assert ran.json()["location"] == str(cli.state / "images" / ran.json()["id"])
+    assert (ran.json()["format"], ran.json()["size"]) == ("qcow2", size)
+    packed.unlink()
+    cli.json("create", "x", "--from-image", "i")
+    assert cli.file("x").read_bytes() == CONTENT + bytes(3 * MiB)
+    cli("image", "delete", "i")
+    assert os.listdir(cli.state / "images") == []
 
 
 def test_without_a_name(cli: Cli) -> None:

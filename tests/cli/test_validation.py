@@ -147,7 +147,7 @@ IMAGES = {
     "empty": (b"", "image_format"),
     "truncated.qcow2": (b"QFI\xfb\x00\x00\x00\x03" + b"\0" * 92, "image_corrupt"),
     "descriptor.vmdk": (b'# Disk DescriptorFile\nRW 63 FLAT "/etc/hostname" 0\n', "image_unsafe"),
-    "packed.gz": (b"\x1f\x8b\x08" + b"\0" * 600, "image_format"),
+    "packed.gz": (b"\x1f\x8b\x08" + b"\0" * 600, "image_corrupt"),
     "luks": (b"LUKS\xba\xbe\x00\x01" + b"\0" * 600, "image_unsafe"),
 }
 

@@ -17,7 +17,7 @@ app = typer_app("image", "Registered disk images.")
 COLUMNS = ("id", "name", "status", "format", "virtual_size", "location")
 SAVED = ("path", "format", "virtual_size", "size", "source")
 STDOUT = 1
-CHECKED = ("path", "format", "virtual_size", "size", "data_size", "sha256")
+CHECKED = ("path", "format", "virtual_size", "size", "data_size", "sha256", "packed")
 
 
 @verb(app, "add")

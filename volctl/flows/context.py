@@ -12,6 +12,8 @@ from volctl.config import BackendConfig, Config, Places
 from volctl.db.store import Store
 from volctl.errors import BackendError, ConfigError, DatabaseError, NotFoundError
 from volctl.images.gate import CheckedImage, open_image
+from volctl.images.packed import Unpacking
+from volctl.model import GiB
 from volctl.quota import Quota
 
 
@@ -97,13 +99,24 @@ class Context:
     warn: Callable[[str], None] = lambda line: None
     _images: dict[tuple[str, str, str | None, bool], CheckedImage] = field(default_factory=dict)
 
-    def image(self, path: str, declared: str, checksum: str | None, allow_device: bool) -> CheckedImage:
-        """Open and check an image once for this command; later users get the same descriptor."""
+    def image(
+        self, path: str, declared: str, checksum: str | None, allow_device: bool, size: int | None = None
+    ) -> CheckedImage:
+        """Open and check an image once for this command; later users get the same descriptor.
+
+        `size` is that of the volume it is for, in bytes: a packed image may not become much larger.
+        """
         key = (path, declared, checksum, allow_device)
         if key not in self._images:
-            opened = open_image(path, declared=declared, checksum=checksum, allow_device=allow_device)
-            self._images[key] = opened
+            unpacking = self.unpacking(size)
+            self._images[key] = open_image(
+                path, declared=declared, checksum=checksum, allow_device=allow_device, unpacking=unpacking
+            )
         return self._images[key]
+
+    def unpacking(self, size: int | None) -> Unpacking:
+        limit = self.config.images["max_gigabytes"] * GiB
+        return Unpacking(self.places.images, size, limit, lambda done, total: self.progress("unpack", done, total))
 
     def quota(self, project: str) -> Quota:
         return Quota(project, self.config.quota, not self.config.no_snapshot_gb_quota)

@@ -56,10 +56,13 @@ class CheckImageTask(ImageTask):
         image = run.env.image(**state.opened)
         state.format, state.size, state.virtual_size = image.format, image.file_size, image.virtual_size
         state.sha256, state.identity = image.sha256, image.identity
+        if image.packed and not state.copy:
+            state.copy = True
+            run.env.warn(f"{state.location} is packed ({image.packed}): what it holds is kept as our own copy")
 
 
 class CopyImageTask(ImageTask):
-    """With --copy: the file into the image store, under the image's id. In place there is nothing to do."""
+    """With --copy, or unpacked: into the image store, under the image's id. In place there is nothing to do."""
 
     def plan(self, run: ImageRun) -> Json:
         return {"file": run.state.image_id if run.state.copy else None}

@@ -202,7 +202,7 @@ def _image(env: Context, state: CreateState, request: CreateRequest) -> tuple[st
         declared = registered.format
     state.image = {"path": state.source["path"], "declared": declared, "checksum": request.checksum}
     state.image["allow_device"] = request.allow_device
-    image = env.image(**state.image)
+    image = env.image(**state.image, size=state.size or None)
     _check_unchanged(env, state, registered, image)
     _image_size(state, image, min_disk)
     return wanted, min_disk

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from volctl.errors import AccessError, ImageError, ImageTooBigError, ImageUnsafeError, NotFoundError, UsageError
-from volctl.images import checksums, safety
+from volctl.images import checksums, packed, safety
 from volctl.images.formats import QEMU_DRIVER, inspect
 from volctl.images.formats.magic import Magic, identify
+from volctl.images.packed import Unpacking
 from volctl.images.reader import Reader
 from volctl.model import format_size
 
@@ -35,7 +36,8 @@ class CheckedImage:
 
     `data_size` bounds what a copy writes: the guest data that the file's tables refer to, or the
     blocks that a raw file takes. `identity` is what `fstat` said: device, inode, size, mtime_ns,
-    ctime_ns. `sha256` (hex) is None unless that was the checksum asked for.
+    ctime_ns. `sha256` (hex) is None unless that was the checksum asked for. Of a `packed` image (gzip,
+    xz, zstd) `fd` and the sizes are of what was unpacked, `identity` and `sha256` of the file as given.
     """
 
     fd: int
@@ -46,6 +48,7 @@ class CheckedImage:
     data_size: int
     identity: dict[str, int]
     sha256: str | None
+    packed: str | None = None
 
     def __enter__(self) -> CheckedImage:
         return self
@@ -55,20 +58,24 @@ class CheckedImage:
 
     def verify_unchanged(self) -> None:
         """`ImageUnsafeError` if somebody wrote to the file since it was checked."""
-        if _identity(os.fstat(self.fd)) != self.identity:
-            raise ImageUnsafeError(
-                f"the image {self.path} was changed while it was used", hint="try again when nobody writes to it"
-            )
+        if not self.packed:  # what was unpacked has no name that somebody could write to
+            _verify_same(self.fd, self.path, self.identity)
 
 
 def open_image(
-    path: str, *, declared: str = "auto", checksum: str | None = None, allow_device: bool = False
+    path: str,
+    *,
+    declared: str = "auto",
+    checksum: str | None = None,
+    allow_device: bool = False,
+    unpacking: Unpacking | None = None,
 ) -> CheckedImage:
     """Open and check the image at `path`; `declared` is its format's name or `auto`.
 
-    `checksum` is `sha256:HEX` or `sha512:HEX`. Raises `UsageError` for a wrong argument,
-    `NotFoundError`, `AccessError`, `InUseError` (somebody writes to it), and `ImageError` or one of
-    its kinds for everything that the image itself is guilty of.
+    `checksum` is `sha256:HEX` or `sha512:HEX`. A packed image is unpacked as `unpacking` says, refused
+    without. Raises `UsageError` for a wrong argument, `NotFoundError`, `AccessError`, `InUseError`
+    (somebody writes to it), and `ImageError` or one of its kinds for everything that the image itself
+    is guilty of.
     """
     wanted = _declared(declared)
     expected = checksums.parse(checksum) if checksum is not None else None
@@ -76,16 +83,35 @@ def open_image(
     fd = _open(path)
     try:
         size = _size(fd, path, allow_device)
-        identity = _identity(os.fstat(fd))
-        format = _format(path, identify(fd, size), wanted)
+        identity, magic, packer, digest = _identity(os.fstat(fd)), identify(fd, size), None, None
+        if unpacking and magic.format in packed.KINDS:
+            packer = magic.format
+            digest = checksums.verify(fd, path, size, expected) if expected else None
+            fd, size = _unpacked(fd, path, packer, unpacking)
+            magic = identify(fd, size)
+        format = _format(path, magic, wanted)
         virtual, data = _measure(fd, path, format, size)
-        digest = checksums.verify(fd, path, size, expected) if expected else None
-        image = CheckedImage(fd, path, format, virtual, size, data, identity, digest)
+        if expected and not packer:
+            digest = checksums.verify(fd, path, size, expected)
+        image = CheckedImage(fd, path, format, virtual, size, data, identity, digest, packer)
         image.verify_unchanged()
     except BaseException:
         os.close(fd)
         raise
     return image
+
+
+def _unpacked(fd: int, path: str, packer: str, how: Unpacking) -> tuple[int, int]:
+    """The descriptor and the length of what a packed file holds, in the place of the file's own."""
+    identity = _identity(os.fstat(fd))
+    content = packed.unpack(fd, path, packer, how)
+    try:
+        _verify_same(fd, path, identity)
+    except ImageUnsafeError:
+        os.close(content)
+        raise
+    os.close(fd)
+    return content, os.fstat(content).st_size
 
 
 def check_fits(image: CheckedImage, size: int) -> None:
@@ -140,6 +166,13 @@ def _identity(found: os.stat_result) -> dict[str, int]:
         "mtime_ns": found.st_mtime_ns,
         "ctime_ns": found.st_ctime_ns,
     }
+
+
+def _verify_same(fd: int, path: str, identity: dict[str, int]) -> None:
+    if _identity(os.fstat(fd)) != identity:
+        raise ImageUnsafeError(
+            f"the image {path} was changed while it was used", hint="try again when nobody writes to it"
+        )
 
 
 def _format(path: str, magic: Magic, wanted: str | None) -> str:

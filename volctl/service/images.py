@@ -84,6 +84,7 @@ def check(session: Session, path: str, *, image_format: str = "auto", checksum: 
         "virtual_size": image.virtual_size,
         "data_size": image.data_size,
         "sha256": image.sha256,
+        "packed": image.packed,
     }
 
 

@@ -17,6 +17,7 @@ COMPRESSED = {
     b"PK\x03\x04": "zip",
     b"7z\xbc\xaf\x27\x1c": "7z",
 }
+LONGEST_MAGIC = max(map(len, COMPRESSED))
 TAKEN = {b"QFI\xfb": "qcow2", b"KDMV": "vmdk", b"conectix": "vhd", b"vhdxfile": "vhdx"}
 OTHERS = {
     b"QED\0": "qed",
@@ -48,15 +49,21 @@ def identify(fd: int, size: int) -> Magic:
     The magics are those of the `*_probe` functions of QEMU's block drivers and of file(1).
     """
     head = os.pread(fd, HEAD, 0)
-    for magic, packer in COMPRESSED.items():
-        if head.startswith(magic):
-            return Magic(packer, compressed=True)
+    if packed := packer(head):
+        return Magic(packed, compressed=True)
+    return Magic(by_head(head) or _by_footer(os.pread(fd, FOOTER, max(0, size - FOOTER))) or "raw")
+
+
+def packer(head: bytes) -> str | None:
+    """What packed a file that begins so. A skippable frame is taken as zstd's, though lz4 has the same."""
+    if head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50:
+        return "zstd"
     if head[257:262] == b"ustar":
-        return Magic("tar", compressed=True)
-    return Magic(_by_head(head) or _by_footer(os.pread(fd, FOOTER, max(0, size - FOOTER))) or "raw")
+        return "tar"
+    return next((name for magic, name in COMPRESSED.items() if head.startswith(magic)), None)
 
 
-def _by_head(head: bytes) -> str | None:
+def by_head(head: bytes) -> str | None:
     if head.startswith(b"QFI\xfb\0\0\0\x01"):
         return "qcow (version 1)"
     for magic, format in (TAKEN | OTHERS).items():
