@@ -179,7 +179,8 @@ def test_a_bomb_is_refused_early_and_taken_if_the_volume_is_so_large(kind: str, 
 
 
 def test_a_window_that_is_too_large(tmp_path: Path) -> None:
-    parameters: dict[int, int] = {zstd.CompressionParameter.window_log: 27, zstd.CompressionParameter.enable_long_distance_matching: 1}
+    of = zstd.CompressionParameter
+    parameters: dict[int, int] = {of.window_log: 27, of.enable_long_distance_matching: 1}
     compressor = zstd.ZstdCompressor(options=parameters)
     wide = compressor.compress(random.Random(2).randbytes(MiB)) + compressor.flush()
     assert "memory" in refused(tmp_path, wide, ImageError).message
