@@ -16,10 +16,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from volctl import interrupt
+from volctl.confine import Cage
 from volctl.errors import AccessError, BackendError, MissingError
 
 inherited: set[int] = set()
@@ -71,6 +73,7 @@ def run(
     pass_fds: Iterable[int] = (),
     on_output: Callable[[str], None] | None = None,
     limits: Limits | None = None,
+    cage: Cage | None = None,
     keep_locks: bool = False,
     timeout: float | None = None,
     grace: float = TERM_GRACE,
@@ -79,12 +82,22 @@ def run(
 
     `on_output` gets pieces of stdout as they come (they are then not in the result). `keep_locks` is
     for programs that close what they inherit, as LVM's do: a shell holds the locks until they end.
+    `cage` is for programs that read what strangers wrote: all that they can reach.
     After `timeout` seconds the program is ended, which is a `BackendError`; `grace` is how long one
     that must be ended may take over it before it is killed.
     """
     argv = [find(program), *map(str, args)]
     on_run(shlex.join([program, *argv[1:]]))
-    child = _start([*KEEP, *argv] if keep_locks else argv, {*pass_fds, *inherited}, on_output, limits)
+    with cage.around(argv[0]) if cage else nullcontext() as rules:
+
+        def prepare() -> None:
+            if limits:
+                _limit(limits)
+            if rules:
+                rules.enter()
+
+        words = [*KEEP, *argv] if keep_locks else argv
+        child = _start(words, {*pass_fds, *inherited}, on_output, prepare if limits or rules else None)
     result = _wait(child, program, timeout, grace)
     if result.status not in ok:
         raise failure(program, result)
@@ -107,7 +120,9 @@ class _Child:
     err: list[str]
 
 
-def _start(argv: list[str], fds: set[int], on_output: Callable[[str], None] | None, limits: Limits | None) -> _Child:
+def _start(
+    argv: list[str], fds: set[int], on_output: Callable[[str], None] | None, prepare: Callable[[], None] | None
+) -> _Child:
     import sh
 
     interrupt.check()
@@ -136,7 +151,7 @@ def _start(argv: list[str], fds: set[int], on_output: Callable[[str], None] | No
             _truncate_exc=False,
             _decode_errors="replace",
             _ok_code=list(range(256)),
-            _preexec_fn=(lambda: _limit(limits)) if limits else None,
+            _preexec_fn=prepare,
         )
     except (sh.ForkException, OSError) as error:
         raise AccessError(f"{argv[0]} cannot be started: {error}") from error

@@ -48,6 +48,7 @@ class Config:
     max_attempts: int = 3
     history_days: int = 90
     no_snapshot_gb_quota: bool = False
+    confine_qemu: bool = True
     quota: Mapping[str, int] = field(default_factory=dict)
     filters: tuple[str, ...] = DEFAULT_FILTERS
     weighers: Mapping[str, float] = field(default_factory=lambda: {"CapacityWeigher": 1.0})
@@ -159,7 +160,7 @@ def unknown_key(key: str, known: list[str], where: str) -> str:
 _CACHE_KEYS = ["max_gigabytes", "max_count"]
 _TOP_KEYS = [
     "default_type", "default_availability_zone", "max_attempts", "history_days", "no_snapshot_gb_quota",
-    "quota", "scheduler", "image_cache", "images", "backend",
+    "confine_qemu", "quota", "scheduler", "image_cache", "images", "backend",
 ]  # fmt: skip
 _BACKEND_KEYS = [f.name for f in fields(BackendConfig) if f.name not in ("options", "builtin")]
 
@@ -210,6 +211,7 @@ class _Reader:
             max_attempts=self.take("max_attempts", int, 3, lambda value: value >= 1),
             history_days=self.take("history_days", int, 90, lambda value: value >= 0),
             no_snapshot_gb_quota=self.take("no_snapshot_gb_quota", bool, False),
+            confine_qemu=self.take("confine_qemu", bool, True),
             quota=self.table("quota").integers(lambda key: _is_quota(key, quotas), quotas, -1),
             filters=tuple(scheduler.take("filters", list, list(DEFAULT_FILTERS), _all_strings)),
             weighers=_weighers(scheduler.take("weighers", dict, {"CapacityWeigher": 1.0})),

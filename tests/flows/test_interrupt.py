@@ -46,6 +46,7 @@ read line < {tmp_path}/go
 """
     )
     script.chmod(0o755)
+    rig.configure("confine_qemu = false")
     yield replace(rig, path=f"{script.parent}:{os.environ['PATH']}")
     go(tmp_path)
 

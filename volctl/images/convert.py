@@ -17,11 +17,14 @@ from pathlib import Path
 
 from volctl import command
 from volctl.backend import Progress, Target
+from volctl.confine import Cage
 from volctl.errors import BackendError, InUseError, NoSpaceError
 from volctl.images.formats import QEMU_DRIVER
 from volctl.images.gate import CheckedImage, check_fits
+from volctl.model import MiB
 
 FAST = ("-W", "-m", 16)
+MEMORY = 1024 * MiB  # sixteen requests in flight, with tables of a large qcow2, take a tenth of it
 _PERCENT = re.compile(r"\(([0-9.]+)/100%\)")
 
 
@@ -79,6 +82,7 @@ def _run(
     result = command.run(
         "qemu-img", "convert", "-p", *how, "-t", cache, "-f", driver, "-O", target.format,
         source, str(target.path), ok=range(-64, 256), pass_fds=fds, on_output=_Watch(progress, length or 100),
+        limits=command.Limits(memory=MEMORY), cage=Cage(reads=(source,), writes=(target.path,)),
     )  # fmt: skip
     if result.status:
         raise _failure(result, target)

@@ -8,7 +8,8 @@ import os
 from typing import Any
 
 from volctl import command
-from volctl.errors import ImageCorruptError, ImageUnsafeError, InUseError
+from volctl.confine import Cage
+from volctl.errors import BackendError, ImageCorruptError, ImageUnsafeError, InUseError
 from volctl.images.formats import QEMU_DRIVER, Layout
 from volctl.images.reader import BYTES_PER_SECOND, slowness
 from volctl.model import MiB
@@ -66,7 +67,11 @@ def _info(fd: int, path: str, driver: str) -> dict[str, Any]:
     result = _run(fd, path, "info", driver, SECONDS)
     if result.status:
         raise ImageCorruptError(f"the image {path} is corrupt: {_said(fd, result)}")
-    parsed: dict[str, Any] = json.loads(result.out)
+    try:
+        parsed: dict[str, Any] = json.loads(result.out)
+        int(parsed["virtual-size"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BackendError(f"qemu-img info says of {path} what is no description of an image") from error
     return parsed
 
 
@@ -84,8 +89,9 @@ def _run(fd: int, path: str, verb: str, driver: str, seconds: int) -> command.Re
     limits = command.Limits(memory=MEMORY, cpu=seconds)
     source = f"/dev/fd/{fd}"
     result = command.run(
-        "qemu-img", verb, "--output=json", "-f", driver, source, ok=range(-64, 256), pass_fds=(fd,), limits=limits
-    )
+        "qemu-img", verb, "--output=json", "-f", driver, source,
+        ok=range(-64, 256), pass_fds=(fd,), limits=limits, cage=Cage(reads=(source,)),
+    )  # fmt: skip
     if result.status < 0:
         raise ImageUnsafeError(f"the image {path} cannot be checked within {seconds} s and {MEMORY // MiB} MiB")
     if result.status and "Is another process using the image" in result.err:

@@ -6,6 +6,7 @@ import math
 import os
 from dataclasses import asdict
 
+from volctl import confine
 from volctl.command import find
 from volctl.errors import MissingError
 from volctl.flows import pools
@@ -29,6 +30,7 @@ def show(session: Session, name: str) -> BackendDetails:
     tools = tuple(_tool(program) for program in backend.tools())
     options = {key: value for key, value in asdict(config).items() if key not in ("name", "kind", "builtin", "options")}
     details = {} if state.problems and state.total is None else backend.details()
+    details = {**details, "qemu_img_confined_by": confine.in_force()}
     return BackendDetails(**_fields(state), options=options | dict(config.options), tools=tools, details=details)
 
 

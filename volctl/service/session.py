@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from volctl import command, files, interrupt
+from volctl import command, confine, files, interrupt
 from volctl.config import Config, Places, load, places
 from volctl.db import events
 from volctl.db.store import Store, keep_owner, open_store
@@ -79,6 +79,7 @@ def open_session(options: Options, watcher: Watcher, *, reads: bool = False) -> 
     where = places(options.config, options.state_dir)
     config = load(where)
     files.know_locks(command.inherited)
+    confine.wanted = config.confine_qemu
     project = options.project or os.environ.get("VOLCTL_PROJECT") or "default"
     usage(check_name, project)
     _prepare(where)
