@@ -27,7 +27,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from volctl.errors import ConfigError, MissingError
 from volctl.model import MiB, Object
@@ -52,6 +52,8 @@ class Capabilities:
     """A clone changes the source's object, so the source is locked exclusively."""
     clones_need_source: bool = False
     """A clone of an image lies over it: the image cannot be deleted before its clones (`InUseError`)."""
+    shared_layers: bool = False
+    """Volumes made from one another share files, so they are locked together."""
     block_device: bool = False
     """`path` is a block device."""
     granule: int = MiB
@@ -117,11 +119,33 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where an image is written: an absolute path, its format, and whether it reads as zeros now."""
+    """Where an image is written: an absolute path, its format, and whether it reads as zeros now.
+
+    `size` is the disk's, in bytes, where the length of the file does not tell.
+    """
 
     path: Path
     format: str
     zeroed: bool
+    size: int | None = None
+
+
+class Chains(Protocol):
+    """Which file of a pool may lie over which, as rows: a file that was swapped would name what it likes.
+
+    A file that is being changed may have two parents, the old and the new one. None is no parent, and
+    the only one of a file of which nothing is noted. A note is durable when its call returns.
+    """
+
+    def parents(self, name: str) -> set[str | None]: ...
+
+    def children(self, name: str) -> list[str]:
+        """Those that may have `name` as a parent."""
+        ...
+
+    def note(self, name: str, parents: Collection[str | None]) -> None:
+        """These, and no others; `{None}` forgets the file."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +153,8 @@ class Setup:
     """What a backend is made from: its name and options in the configuration, and our database.
 
     `builtin` is the pool that is there without a configuration; it initialises itself.
-    `owner` is (uid, gid) for new files, None to leave them as they are made.
+    `owner` is (uid, gid) for new files, None to leave them as they are made. `chains` is for backends
+    whose files lie over one another; None where nothing is to be changed.
     """
 
     name: str
@@ -137,6 +162,7 @@ class Setup:
     database: str
     builtin: bool = False
     owner: tuple[int, int] | None = None
+    chains: Chains | None = None
 
 
 class Backend(ABC):
@@ -321,7 +347,7 @@ def load(kind: str) -> type[Backend]:
     else:
         _load_foreign(kind)
     if kind not in Backend.kinds:
-        raise ConfigError(f"no backend of kind {kind!r} is installed", hint="known kinds: loop, lvm")
+        raise ConfigError(f"no backend of kind {kind!r} is installed", hint="known kinds: loop, lvm, qcow2")
     return Backend.kinds[kind]
 
 

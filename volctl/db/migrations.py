@@ -7,8 +7,9 @@ that raises `user_version`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Column, Connection
 
 from volctl.db import tables
 
@@ -23,7 +24,22 @@ def index_status(connection: Connection) -> None:
     connection.exec_driver_sql("CREATE INDEX IF NOT EXISTS volumes_status ON volumes (status)")
 
 
-MIGRATIONS: list[Callable[[Connection], None]] = [create_tables, index_status]
+def share_layers(connection: Connection) -> None:
+    """Chains of files that volumes share, and the tree that a volume is locked with."""
+    tables.layers.create(connection, checkfirst=True)
+    add_column(connection, tables.volumes.c.tree)
+
+
+def add_column(connection: Connection, column: Column[Any]) -> None:
+    """A column that may be null, unless it is there: `create_tables` makes the present schema whole."""
+    table = column.table.name
+    there = {row[1] for row in connection.exec_driver_sql(f"PRAGMA table_info({table})")}
+    if column.name not in there:
+        kind = column.type.compile(connection.dialect)
+        connection.exec_driver_sql(f"ALTER TABLE {table} ADD COLUMN {column.name} {kind}")
+
+
+MIGRATIONS: list[Callable[[Connection], None]] = [create_tables, index_status, share_layers]
 VERSION = len(MIGRATIONS)
 
 

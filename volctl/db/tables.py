@@ -51,6 +51,8 @@ volumes = Table(
     Column("explanation", JSON(none_as_null=True)),
     # bytes promised to a create under way and not yet written: the scheduler takes them off `free`
     Column("promised", Integer, nullable=False, default=0),
+    # the volume whose lock is taken, too, since files are shared: the root of the tree; null for a root
+    Column("tree", String),
     Index("volumes_name", "project", "name", unique=True),
     Index("volumes_created", "project", "created_at", "id"),
     Index("volumes_quota", "project", "type", "size", "id"),
@@ -99,6 +101,17 @@ images = Table(
     # device, inode, size and times of the file as it was checked; `owned`: the file is our copy
     Column("identity", JSON, nullable=False),
     Column("owned", Boolean, nullable=False),
+)
+
+# Files of a backend that lie over others: `parent` is the one below, empty for none. While one is being
+# changed it has two rows.
+layers = Table(
+    "layers",
+    metadata,
+    Column("backend", String, primary_key=True),
+    Column("name", String, primary_key=True),
+    Column("parent", String, primary_key=True),
+    Index("layers_parent", "backend", "parent"),
 )
 
 quotas = Table(

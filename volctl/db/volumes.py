@@ -25,8 +25,9 @@ from volctl.model import (
     now,
 )
 
-_INTERNAL = {"requested", "explanation", "promised", "source_kind", "source_id", "source_name"}
-_COLUMNS = [column for column in volumes.c if column.name not in {"requested", "explanation", "promised"}]
+_UNSHOWN = {"requested", "explanation", "promised", "tree"}
+_INTERNAL = {*_UNSHOWN, "source_kind", "source_id", "source_name"}
+_COLUMNS = [column for column in volumes.c if column.name not in _UNSHOWN]
 
 
 def as_volume(row: RowMapping) -> Volume:

@@ -294,6 +294,11 @@ class Place:
         os.rename(name, other, src_dir_fd=self.fd, dst_dir_fd=self.fd)
         self.flush(self.fd)
 
+    def link(self, name: str, other: str) -> None:
+        """Give the file `name` a second name, which must be free."""
+        os.link(name, other, src_dir_fd=self.fd, dst_dir_fd=self.fd, follow_symlinks=False)
+        self.flush(self.fd)
+
     def remove(self, *names: str) -> None:
         for name in names:
             self._unlink(name)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from volctl.backend import Backend, Setup, load
 from volctl.config import BackendConfig, Config, Places
+from volctl.db.chains import StoredChains
 from volctl.db.store import Store
 from volctl.errors import BackendError, ConfigError, DatabaseError, NotFoundError
 from volctl.images.gate import CheckedImage, open_image
@@ -20,10 +21,11 @@ from volctl.quota import Quota
 class Backends:
     """The configured backends, each made on first use."""
 
-    def __init__(self, config: Config, database: str, state: Path) -> None:
+    def __init__(self, config: Config, database: str, state: Path, store: Store | None = None) -> None:
         self._configs = {backend.name: backend for backend in config.backends}
         self._database = database
         self._state = state
+        self._store = store
         self._made: dict[str, Backend] = {}
 
     @property
@@ -65,7 +67,8 @@ class Backends:
 
     def _setup(self, config: BackendConfig) -> Setup:
         owner = self._owner() if config.builtin else None
-        return Setup(config.name, config.options, self._database, config.builtin, owner)
+        chains = StoredChains(self._store, config.name) if self._store else None
+        return Setup(config.name, config.options, self._database, config.builtin, owner, chains)
 
     def _make(self, config: BackendConfig) -> Backend:
         backend = load(config.kind)(self._setup(config))

@@ -115,13 +115,13 @@ def _failure(result: command.Result, target: Target) -> BackendError | InUseErro
 
 
 def _size(target: Target) -> int | None:
-    """The length of a raw file or device in bytes; None where only its format knows.
+    """The size of the disk in bytes; None where nobody knows.
 
     A target that is missing is an error here, since QEMU would make a plain file of it, also in /dev.
     """
     try:
         with open(target.path, "rb") as file:
-            return file.seek(0, os.SEEK_END) if target.format == "raw" else None
+            return file.seek(0, os.SEEK_END) if target.format == "raw" else target.size
     except OSError as error:
         raise BackendError(f"{target.path} cannot be opened: {error.strerror}") from error
 

@@ -84,7 +84,9 @@ def open_session(options: Options, watcher: Watcher, *, reads: bool = False) -> 
     usage(check_name, project)
     _prepare(where)
     store = open_store(where.database, may_create=lambda: _nothing_of_ours(config, where))
-    env = Context(store, config, where, Backends(config, store.uuid, where.state), watcher.progress, watcher.warn)
+    env = Context(
+        store, config, where, Backends(config, store.uuid, where.state, store), watcher.progress, watcher.warn
+    )
     try:
         locks = LockDirectory(where.locks, keep_owner)
         engine = Engine(store, locks, FLOWS, env, watcher.step, watcher.warn)

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Collection, Iterable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import BuiltinFunctionType, FrameType
+
+import pytest
+
+from backends.qcow2 import Qcow2
+from tests import qcow2_files
+from tests.backends.conformance import Act, Conformance, new, quiet
+from volctl import command
+from volctl.backend import Backend, Setup
+from volctl.db.chains import StoredChains
+from volctl.db.store import Store, open_store
+from volctl.model import KiB, Object
+from volctl.qcow2 import tool
+
+
+class Countdown:
+    """For `sys.setprofile`: kill -9 at the given step."""
+
+    def __init__(self, step: int) -> None:
+        self.left = step
+        self.pid = os.getpid()
+
+    def __call__(self, frame: FrameType, event: str, arg: object) -> None:
+        if os.getpid() != self.pid:
+            return  # a program that is being started
+        name = arg.__name__ if event == "c_call" and isinstance(arg, BuiltinFunctionType) else ""
+        programs = event in ("call", "return") and frame.f_code is tool._run.__code__
+        rows = event == "return" and frame.f_code is StoredChains.note.__code__
+        if name in ("link", "rename", "unlink", "fsync") or programs or rows:
+            if self.left == 0:
+                os.kill(self.pid, signal.SIGKILL)
+            self.left -= 1
+
+
+class OnRows:
+    """Backends whose chains are in a database of their own."""
+
+    @pytest.fixture(autouse=True)
+    def rows(self, tmp_path: Path) -> Iterator[None]:
+        self.store: Store = open_store(tmp_path / "rows.db")
+        yield
+        self.store.close()
+
+    def backend(self, directory: Path, database: str, **options: object) -> Qcow2:
+        chains = StoredChains(self.store, "disks")
+        return Qcow2(Setup("disks", {"directory": str(directory), **options}, database, chains=chains))
+
+    def killed_at(self, step: int, pool: Backend, act: Act) -> bool:
+        """Before or after one of the steps that change something: a file's name, a program, a row.
+
+        True when the programs of the killed one have ended, too: until then it would hold its lock.
+        """
+        lives, lock = os.pipe()
+        child = os.fork()
+        if not child:
+            command.inherited.add(lock)
+            pool = self.afresh(pool)
+            sys.setprofile(Countdown(step))
+            act(pool)
+            sys.setprofile(None)
+            os._exit(0)
+        os.close(lock)
+        status = os.waitpid(child, 0)[1]
+        os.read(lives, 1)
+        os.close(lives)
+        assert status in (0, signal.SIGKILL)
+        return status == signal.SIGKILL
+
+    def afresh(self, pool: Backend) -> Qcow2:
+        """In a child that was forked: a connection of its own."""
+        setup = replace(pool.setup, chains=StoredChains(open_store(self.store.path), "disks"))
+        return Qcow2(setup)
+
+
+class TestQcow2(OnRows, Conformance):
+    least_steps = 3
+
+    def write(self, backend: Backend, volume: Object, offset: int, data: bytes) -> None:
+        qcow2_files.write(backend.path(volume), offset, data)
+
+    def others(self, pool: Backend) -> int:
+        """The marker, and the layers that are needed: a snapshot's, or one that several files lie over."""
+        return 1 + len(needed_layers(pool.path(Object("volume", str(uuid.uuid4()))).parent))
+
+
+def needed_layers(directory: Path) -> list[str]:
+    """Those of a snapshot, and those that several files lie over."""
+    names = [name for name in os.listdir(directory) if name.startswith(("volume-", "layer-"))]
+    below = [qcow2_files.backing(directory / name) for name in names]
+    return [
+        name
+        for name in names
+        if name.startswith("layer-") and (os.stat(directory / name).st_nlink == 2 or below.count(name) > 1)
+    ]
+
+
+@dataclass
+class InMemory:
+    """Rows that are quickly copied."""
+
+    rows: dict[str, set[str | None]] = field(default_factory=dict)
+
+    def parents(self, name: str) -> set[str | None]:
+        return self.rows.get(name, {None})
+
+    def children(self, name: str) -> list[str]:
+        return sorted(child for child, parents in self.rows.items() if name in parents)
+
+    def note(self, name: str, parents: Collection[str | None]) -> None:
+        self.rows[name] = set(parents)
+        if self.rows[name] == {None}:
+            del self.rows[name]
+
+
+def in_memory(directory: Path, rows: InMemory) -> Qcow2:
+    return Qcow2(Setup("disks", {"directory": str(directory), "cluster_size": "4K"}, "db", chains=rows))
+
+
+def family(pool: Qcow2) -> dict[Object, bytes]:
+    """Over an image: a volume with two snapshots, a clone of the first with a snapshot, and a clone of the volume.
+
+    Each was written to after it was taken, in places that the others have, too, and grew.
+    """
+    image, volume, clone, other = new("image"), new(), new(), new()
+    first, second, third = new("snap"), new("snap"), new("snap")
+    pool.create(image, 64 * KiB)
+    write(pool, image, 1)
+    pool.clone(image, volume, 64 * KiB, quiet)
+    write(pool, volume, 2)
+    pool.snapshot(volume, first)
+    write(pool, volume, 3)
+    pool.extend(volume, 96 * KiB)
+    write(pool, volume, 4)
+    pool.snapshot(volume, second)
+    pool.clone(first, clone, 80 * KiB, quiet)
+    write(pool, clone, 5)
+    pool.snapshot(clone, third)
+    write(pool, clone, 6)
+    pool.clone(volume, other, 128 * KiB, quiet)
+    write(pool, other, 7)
+    write(pool, volume, 8)
+    return {each: qcow2_files.read(pool.path(each)) for each in (volume, first, second, clone, third, other)}
+
+
+def write(pool: Qcow2, target: Object, seed: int) -> None:
+    """A few pieces at places of its own, ends included."""
+    info = pool.inspect(target)
+    assert info
+    for number in range(3):
+        at = (seed * 7 + number * 5) * 4 * KiB % info.size
+        qcow2_files.write(pool.path(target), at, bytes([seed * 16 + number]) * 3000)
+
+
+class TestDeleteOrders:
+    """A tree of six snapshots and clones over an image base, taken apart in every order."""
+
+    @pytest.mark.parametrize("first", range(6))
+    def test_every_order_leaves_every_other_content(self, first: int) -> None:
+        with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as root:
+            rows = InMemory()
+            pool = in_memory(Path(root, "pool"), rows)
+            pool.init()
+            contents = family(pool)
+            assert len(set(contents.values())) == 6 and all(any(content) for content in contents.values())
+            victims = [list(contents)[first]]
+            assert self._take_apart(Path(root, "pool"), rows, contents, victims) == 326  # beginnings of 120 orders
+
+    def _take_apart(
+        self, directory: Path, rows: InMemory, contents: dict[Object, bytes], victims: Iterable[Object]
+    ) -> int:
+        done = 0
+        for victim in victims:
+            with tempfile.TemporaryDirectory(dir=directory.parent) as root:
+                copied, noted = Path(root, "pool"), InMemory(deepcopy(rows.rows))
+                subprocess.run(["cp", "-a", directory, copied], check=True)
+                pool = in_memory(copied, noted)
+                pool.delete(victim)
+                left = {other: content for other, content in contents.items() if other != victim}
+                for other, content in left.items():
+                    assert qcow2_files.read(pool.path(other)) == content, f"{other.name} without {victim.name}"
+                assert sorted(needed_layers(copied)) == layers_in(copied), f"without {victim.name}"
+                if not left:
+                    assert [each.kind for each in pool.objects()] == ["image"] and not noted.rows
+                done += 1 + self._take_apart(copied, noted, left, left)
+        return done
+
+
+def layers_in(directory: Path) -> list[str]:
+    return sorted(name for name in os.listdir(directory) if name.startswith("layer-"))

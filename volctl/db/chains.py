@@ -1,0 +1,38 @@
+"""Which file of a pool may lie over which (`volctl.backend.Chains`), in transactions of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from sqlalchemy import delete, insert, select
+
+from volctl.db.store import Store
+from volctl.db.tables import layers
+
+_NONE = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredChains:
+    """Of one backend."""
+
+    store: Store
+    backend: str
+
+    def parents(self, name: str) -> set[str | None]:
+        with self.store.read() as tx:
+            query = select(layers.c.parent).where(layers.c.backend == self.backend, layers.c.name == name)
+            return {parent or None for parent in tx.execute(query).scalars()} or {None}
+
+    def children(self, name: str) -> list[str]:
+        with self.store.read() as tx:
+            query = select(layers.c.name).where(layers.c.backend == self.backend, layers.c.parent == name)
+            return list(tx.execute(query.order_by(layers.c.name)).scalars())
+
+    def note(self, name: str, parents: Collection[str | None]) -> None:
+        rows = [{"backend": self.backend, "name": name, "parent": parent or _NONE} for parent in set(parents)]
+        with self.store.write() as tx:
+            tx.execute(delete(layers).where(layers.c.backend == self.backend, layers.c.name == name))
+            if set(parents) != {None}:
+                tx.execute(insert(layers), rows)

@@ -1,0 +1,65 @@
+"""What a qcow2 file says of itself: docs/interop/qcow2.txt in QEMU's source."""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass
+
+from volctl.errors import BackendError
+
+MAGIC = 0x514649FB
+CORRUPT, DATA_FILE = 2, 4
+KNOWN = 0b11111  # incompatible features: dirty, corrupt, data file, compression type, extended L2
+BACKING_FORMAT = 0xE2792ACA
+LONGEST_NAME = 1023
+_MAX_L1 = 32 * 1024**2 // 8  # entries; QCOW_MAX_L1_SIZE
+_HEADER = struct.Struct(">IIQIIQIIQQIIQQQQII")
+_EXTENSION = struct.Struct(">II")
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """`size` is the guest disk's, in bytes; `backing` and its format are as written, None for none."""
+
+    size: int
+    backing: str | None
+    backing_format: str | None
+    l1_offset: int
+    l1_size: int
+
+
+def read(fd: int, name: str) -> Header:
+    """The header of the file `name` open at `fd`; `BackendError` if it is none that volctl makes."""
+    raw = os.pread(fd, _HEADER.size, 0)
+    if len(raw) < _HEADER.size or raw[:4] != MAGIC.to_bytes(4, "big"):
+        raise BackendError(f"{name} is not a qcow2 file")
+    fields = _HEADER.unpack(raw)
+    _, version, at, length, _, size, encrypted, l1_size, l1_offset, _, _, _, _, features, _, _, _, end = fields
+    if version != 3 or encrypted or features & ~KNOWN or features & DATA_FILE:
+        raise BackendError(f"{name} is a qcow2 file that volctl did not make (version, encryption or features)")
+    if features & CORRUPT:
+        raise BackendError(f"{name} is marked as corrupt", hint="look at it: qemu-img check -f qcow2 FILE")
+    if l1_size > _MAX_L1 or length > LONGEST_NAME or not _HEADER.size <= end <= 4096:
+        raise BackendError(f"{name} has a damaged header")
+    backing = os.pread(fd, length, at).decode(errors="replace") if at else None
+    return Header(size, backing, _backing_format(os.pread(fd, 4096, 0), end), l1_offset, l1_size)
+
+
+def _backing_format(raw: bytes, at: int) -> str | None:
+    """From the header extension that names it; extensions are padded to 8 bytes, 0 ends them."""
+    while at + _EXTENSION.size <= len(raw):
+        kind, length = _EXTENSION.unpack_from(raw, at)
+        at += _EXTENSION.size
+        if kind == BACKING_FORMAT:
+            return raw[at : at + length].decode(errors="replace")
+        if kind == 0:
+            break
+        at += -(-length // 8) * 8
+    return None
+
+
+def is_blank(fd: int, header: Header) -> bool:
+    """Does the file itself hold nothing, neither data nor explicit zeros? (No entry in its L1 table.)"""
+    raw = os.pread(fd, header.l1_size * 8, header.l1_offset)
+    return len(raw) == header.l1_size * 8 and not any(raw)

@@ -1,0 +1,234 @@
+"""Chains of qcow2 files in one open pool directory: made, checked against their rows, taken apart.
+
+What is cut off at any instant can be called again, and reads as before or as it was to become. The
+rows (`Chains`) name a file's new parent before the file does, and forget the old one last. Layers
+never change while something lies over them, but for one case: the one file over a hidden layer is
+committed into it, which nobody can tell, and the layer then takes that file's name.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from volctl import files
+from volctl.backend import Chains
+from volctl.errors import BackendError, InUseError, NoSpaceError
+from volctl.model import Object
+from volctl.qcow2 import tool
+from volctl.qcow2.header import Header, is_blank, read
+
+SCAN = 64
+"""So many bytes of a disk are looked at in the time that one is copied."""
+
+
+def layer(point: Object) -> str:
+    """The frozen file of a snapshot, or of what a clone was made from."""
+    return f"layer-{point.id}"
+
+
+def new(name: str) -> str:
+    """The name under which the file that is to replace `name` is made."""
+    return f"new-{name}"
+
+
+def base_of(source: Object) -> str:
+    """The file that a clone of a snapshot or an image lies over."""
+    return layer(source) if source.kind == "snap" else source.name
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """The files of an open pool, and the rows about them. `options` are `qemu-img create -o` of new files."""
+
+    place: files.Place
+    chains: Chains
+    options: Sequence[str]
+
+    # -- look
+
+    def header(self, name: str) -> Header:
+        with self.place.existing(name) as fd:
+            return read(fd, name)
+
+    def verified(self, name: str) -> Header:
+        """The header of a file whose whole chain is as the rows say; `BackendError` if it is not.
+
+        To be asked before a program opens the file, and with it all that it lies over.
+        """
+        top = found = self.header(name)
+        seen = {name}
+        parents = self.chains.parents(_noted(name))
+        while True:
+            if found.backing not in parents or found.backing in seen:
+                raise self._strange(name, found.backing, parents)
+            if found.backing is None:
+                return top
+            if found.backing_format != "qcow2":
+                raise BackendError(f"{name} in {self.place.path} takes {found.backing} for {found.backing_format}")
+            name = found.backing
+            seen.add(name)
+            found, parents = self.header(name), self.chains.parents(name)
+
+    def _strange(self, name: str, backing: str | None, parents: set[str | None]) -> BackendError:
+        known = " or ".join(sorted(parent or "no file" for parent in parents))
+        return BackendError(
+            f"{name} in {self.place.path} was changed by somebody: it lies over {backing or 'no file'}, not {known}",
+            hint="nothing was opened; put the file back that was there",
+        )
+
+    def _there(self, name: str) -> bool:
+        return self.place.stat(name) is not None
+
+    def same(self, name: str, other: str) -> bool:
+        one, two = self.place.stat(name), self.place.stat(other)
+        return one is not None and two is not None and os.path.samestat(one, two)
+
+    def over(self, name: str) -> list[str]:
+        """The files that lie over `name`; rows that do not hold (any more) are put right."""
+        return [child for child in self.chains.children(name) if self._lies_over(child, name)]
+
+    def _lies_over(self, child: str, name: str) -> bool:
+        backing = self.header(child).backing if self._there(child) else None
+        if backing != name:
+            self.chains.note(child, self.chains.parents(child) - {name} or {None})
+        return backing == name
+
+    # -- make
+
+    def put(
+        self, name: str, parent: str | None, size: int, ownership: files.Ownership, options: Sequence[str] = ()
+    ) -> None:
+        """An empty file over `parent` takes the name; what only its predecessor needed goes."""
+        before = self.chains.parents(name)
+        if before != {parent}:
+            self.chains.note(name, before | {parent})
+        with self.place.fresh(new(name), ownership):
+            tool.create(self.place.path / new(name), size, options or self.options, parent)
+        self.place.replace(new(name), name)
+        for old in before - {parent, None}:
+            assert old is not None
+            self.collect(old)
+        if before != {parent}:
+            self.chains.note(name, {parent})
+
+    def freeze(self, volume: str, frozen: str) -> None:
+        """What the volume holds becomes the layer `frozen`, and the volume an empty file over it."""
+        header = self.verified(volume)
+        self.chains.note(frozen, {header.backing})
+        self.chains.note(volume, {header.backing, frozen})
+        with self.place.existing(volume) as fd:
+            ownership = owner(fd)
+        self.place.link(volume, frozen)
+        with self.place.fresh(new(volume), ownership):
+            tool.create(self.place.path / new(volume), header.size, self.options, frozen)
+        self.place.replace(new(volume), volume)
+        self.chains.note(volume, {frozen})
+
+    def base_for(self, source: Object, point: Object) -> str | None:
+        """The file that a clone `point` of a volume is to lie over: as it is now, frozen unless it is empty."""
+        with self.place.existing(source.name) as fd:
+            header = read(fd, source.name)
+            blank = is_blank(fd, header)
+        if blank:
+            return header.backing
+        self.freeze(source.name, layer(point))
+        return layer(point)
+
+    # -- take apart
+
+    def remove(self, name: str) -> None:
+        """Delete a file that nothing lies over, and what only it needed. `InUseError` for one that is needed."""
+        if above := self.over(name):
+            error = InUseError(f"{name} is needed by {len(above)} others such as {above[0]}", hint="delete them first")
+            error.untouched = True
+            raise error
+        self.place.remove(new(name), name)
+        self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        for parent in self.chains.parents(name) - {None}:
+            assert parent is not None
+            self.collect(parent)
+        self.chains.note(name, {None})
+
+    def collect(self, name: str) -> None:
+        """Take away a hidden layer that fewer than two files lie over, unless it is open somewhere."""
+        if not name.startswith("layer-") or self._is_snapshot(name):
+            return
+        if not self._there(name):
+            self.over(name)
+            self._forget(name)
+        elif volume := next((child for child in self.chains.children(name) if self.same(child, name)), None):
+            self._unfreeze(volume, name)
+        elif not (above := self.over(name)):
+            self.place.remove(name)
+            self._forget(name)
+        elif len(above) == 1 and not self._held(name) and not self._held(above[0]):
+            with suppress(NoSpaceError):  # to delete something must not need room: it stays, hidden
+                self._merge(above[0], name)
+
+    def _unfreeze(self, volume: str, frozen: str) -> None:
+        """A freeze that did not come to its end: the layer is still the volume itself."""
+        self.place.remove(new(volume), frozen)
+        self.chains.note(volume, {self.header(volume).backing})
+        self.chains.note(frozen, {None})
+
+    def _held(self, name: str) -> bool:
+        with self.place.existing(name) as fd:
+            return bool(files.holders(self.place.path / name, fd))
+
+    def _merge(self, child: str, name: str) -> None:
+        """The one file over a hidden layer becomes independent of it, on the way that copies less."""
+        header = self.verified(child)
+        parent = self.header(name).backing
+        self.chains.note(child, self.chains.parents(child) | {parent})
+        if self._allocated(child) <= self._allocated(name) + (0 if parent else header.size // SCAN):
+            self._commit(child, name)
+        else:
+            tool.rebase(self.place.path / child, parent)
+            self._flush(child)
+            self.place.remove(name)
+        self.chains.note(child, {parent})
+        self.chains.note(name, {None})
+
+    def _commit(self, child: str, name: str) -> None:
+        """Write what `child` holds into the layer, which then takes all its names."""
+        with self.place.existing(child) as fd:
+            ownership = owner(fd)
+        tool.commit(self.place.path / child)
+        with self.place.existing(name, os.O_RDWR) as fd:
+            ownership.apply(fd)
+        if self._is_snapshot(child) and not self.same(snapshot_of(child), name):
+            self.place.remove(new(child))
+            self.place.link(name, new(child))
+            self.place.replace(new(child), snapshot_of(child))
+        self.place.replace(name, child)
+
+    def _is_snapshot(self, name: str) -> bool:
+        return name.startswith("layer-") and self._there(snapshot_of(name))
+
+    def _allocated(self, name: str) -> int:
+        found = self.place.stat(name)
+        return found.st_blocks * 512 if found else 0
+
+    def _flush(self, name: str) -> None:
+        with self.place.existing(name, os.O_RDWR):
+            pass
+
+
+def _noted(name: str) -> str:
+    """The rows know a snapshot's file by its layer."""
+    return name.replace("snap-", "layer-", 1) if name.startswith("snap-") else name
+
+
+def snapshot_of(name: str) -> str:
+    """The snapshot's own name of a layer."""
+    return name.replace("layer-", "snap-", 1)
+
+
+def owner(fd: int) -> files.Ownership:
+    had = os.fstat(fd)
+    return files.Ownership(had.st_uid, had.st_gid, had.st_mode & 0o7777)
