@@ -21,25 +21,27 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import replace
 
 from volctl import files
-from volctl.backend import Backend, Capabilities, Info, Problem, Progress, Setup, Stats, Target
+from volctl.backend import Capabilities, Info, Listing, Progress, Setup, Stats, Target
 from volctl.errors import BackendError, InternalError, InUseError
 from volctl.model import Object
 from volctl.qcow2 import tool
 from volctl.qcow2.header import read
-from volctl.qcow2.layers import Layers, base_of, layer, owner
-from volctl.qcow2.settings import settings
+from volctl.qcow2.layers import Layers, base_of, is_layer, layer, owner
+from volctl.qcow2.settings import OPTIONS, layout
+from volctl.shelf import Shelf
 
 
-class Qcow2(Backend):
+class Qcow2(Shelf):
     kind = "qcow2"
+    options = (*OPTIONS, "directory", "owner", "group", "mode", "capabilities")
+    work = ("new-volume-", "new-image-", "new-layer-")
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        self._options = settings(setup)
-        self._directory = files.Directory(self._options.directory, setup.database, setup.name)
+        self._layout = layout(setup)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -51,24 +53,11 @@ class Qcow2(Backend):
             extra=self.setup.options.get("capabilities", {}),
         )
 
-    def pool(self) -> str:
-        return os.path.realpath(self._directory.path)
-
     def free_space_key(self) -> str:
         try:
             return f"dev:{os.stat(self._directory.path).st_dev}"
         except OSError:
             return self.pool()  # `check` tells what is wrong with it
-
-    def check(self) -> list[Problem]:
-        trouble = self._directory.trouble()
-        return [Problem(trouble.message, trouble.hint)] if trouble else []
-
-    def init(self, *, dry_run: bool = False) -> list[str]:
-        return self._directory.init(self._options.ownership, again=self.setup.builtin, dry_run=dry_run)
-
-    def claimed(self) -> str | None:
-        return self._directory.claimed()
 
     def tools(self) -> list[str]:
         return ["qemu-img"]
@@ -84,11 +73,11 @@ class Qcow2(Backend):
         if self.setup.chains is None:
             raise InternalError(f"backend {self.name} was opened without its rows")
         with self._directory.opened(doing) as place:
-            yield Layers(place, self.setup.chains, self._options.layout)
+            yield Layers(place, self.setup.chains, self._layout.every)
 
     def create(self, target: Object, size: int) -> None:
         with self._opened(f"create {target.name}") as layers:
-            layers.put(target.name, None, size, self._options.ownership, self._options.blank)
+            layers.put(target.name, None, size, self._ownership, self._layout.blank)
 
     def clone(self, source: Object, target: Object, size: int, progress: Progress) -> None:
         with self._opened(f"clone {source.name} to {target.name}") as layers:
@@ -100,7 +89,7 @@ class Qcow2(Backend):
             if source.kind == "volume":
                 self._refuse_held(layers, source)
                 below = layers.base_for(source, target)
-            layers.put(target.name, below, size, self._options.ownership)
+            layers.put(target.name, below, size, self._ownership)
         progress(length, length)
 
     def _refuse_held(self, layers: Layers, volume: Object) -> None:
@@ -169,14 +158,16 @@ class Qcow2(Backend):
             layers.collect(layer(volume))
 
     def inspect(self, target: Object) -> Info | None:
-        with self._directory.opened(f"look at {target.name}") as place:
-            if (found := place.stat(target.name)) is None:
-                return None
-            with place.existing(target.name) as fd:
-                return Info(read(fd, target.name).size, found.st_blocks * 512)
+        with self._at("inspect", target) as place:
+            return _info(place, target) if place.stat(target.name) else None
 
-    def path(self, volume: Object) -> Path:
-        return self._directory.path / volume.name
+    def listing(self) -> Listing:
+        """Layers are neither objects nor foreign: they are part of what lies over them."""
+        found = super().listing()
+        with self._at("listing") as place:
+            infos = {target: _info(place, target) for target in found.objects if place.stat(target.name)}
+        foreign = tuple(name for name in found.foreign if not is_layer(name))
+        return replace(found, objects=infos, foreign=foreign)
 
     def holders(self, volume: Object) -> list[str]:
         with self._opened(f"look at who holds {volume.name}") as layers:
@@ -188,6 +179,12 @@ class Qcow2(Backend):
         with layers.place.existing(volume.name) as fd:
             return files.holders(self.path(volume), fd)
 
-    def objects(self) -> list[Object]:
-        with self._directory.opened("list the objects") as place:
-            return place.objects()
+
+def _info(place: files.Place, target: Object) -> Info:
+    """A file that is no qcow2 has the size 0."""
+    with place.existing(target.name) as fd:
+        allocated = os.fstat(fd).st_blocks * 512
+        try:
+            return Info(read(fd, target.name).size, allocated)
+        except BackendError:
+            return Info(0, allocated)

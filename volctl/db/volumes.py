@@ -86,6 +86,12 @@ def column(tx: Connection, volume_id: str, name: str) -> Any:
     return tx.execute(select(volumes.c[name]).where(volumes.c.id == volume_id)).scalar_one_or_none()
 
 
+def lock_names(tx: Connection, volume_id: str) -> list[str]:
+    """The locks of who works on a volume: its own, and that of the tree whose files it shares."""
+    tree = column(tx, volume_id, "tree")
+    return [volume_id, tree] if tree else [volume_id]
+
+
 def by_name(tx: Connection, project: str, name: str) -> Volume | None:
     query = select(*_COLUMNS).where(volumes.c.project == project, volumes.c.name == name)
     row = tx.execute(query).mappings().one_or_none()

@@ -21,7 +21,7 @@ IN_FLIGHT = (Status.CREATING, Status.DOWNLOADING)
 class CreateState:
     """The request spec: what was asked, what was made of it, what was tried. Sizes in bytes.
 
-    `image` holds what opens the image again (path, declared, checksum, allow_device). `physical` is
+    `tree` is the volume whose lock the new one's files need, too. `image` holds what opens the image again (path, declared, checksum, allow_device). `physical` is
     what the create writes at once. `failures` are attempts: backend, error, code, exit.
     """
 
@@ -45,6 +45,7 @@ class CreateState:
     max_attempts: int = 1
     failures: list[Json] = field(default_factory=list)
     backend: str | None = None
+    tree: str | None = None
 
     @property
     def kind(self) -> SourceKind:

@@ -19,12 +19,25 @@ if TYPE_CHECKING:
 
 
 class ExtractVolumeRefTask(CreateTask):
-    """Reads the volume afresh: it must still be ours and `creating`."""
+    """Reads the volume afresh: it must still be ours and `creating`. A clone joins the tree of its source.
+
+    The row says so before there is storage, so nobody works on shared files without the tree's lock.
+    """
+
+    def gather(self, run: CreateRun) -> None:
+        state, source = run.state, run.state.source["volume_id"]
+        shares = source is not None and state.source_backend == state.backend
+        if shares and run.env.backends.get(state.backend).capabilities.shared_layers:
+            with run.env.store.read() as tx:
+                state.tree = volumes.column(tx, source, "tree") or source
+        else:
+            state.tree = None
 
     def record(self, tx: Connection, run: CreateRun) -> None:
         volume = volumes.get(tx, run.state.volume_id)
         if volume.status not in IN_FLIGHT or volume.backend != run.state.backend:
             raise ConflictError(f"volume {volume.id} is {volume.status} on {volume.backend}", volume=volume.id)
+        volumes.change(tx, volume.id, tree=run.state.tree)
 
 
 class OnFailureRescheduleTask(CreateTask):

@@ -29,6 +29,10 @@ def layer(point: Object) -> str:
     return f"layer-{point.id}"
 
 
+def is_layer(name: str) -> bool:
+    return name.startswith("layer-")
+
+
 def new(name: str) -> str:
     """The name under which the file that is to replace `name` is made."""
     return f"new-{name}"
@@ -156,7 +160,7 @@ class Layers:
 
     def collect(self, name: str) -> None:
         """Take away a hidden layer that fewer than two files lie over, unless it is open somewhere."""
-        if not name.startswith("layer-") or self._is_snapshot(name):
+        if not is_layer(name) or self._is_snapshot(name):
             return
         if not self._there(name):
             self.over(name)
@@ -208,7 +212,7 @@ class Layers:
         self.place.replace(name, child)
 
     def _is_snapshot(self, name: str) -> bool:
-        return name.startswith("layer-") and self._there(snapshot_of(name))
+        return is_layer(name) and self._there(snapshot_of(name))
 
     def _allocated(self, name: str) -> int:
         found = self.place.stat(name)

@@ -4,34 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from volctl.backend import Setup, check_options
+from volctl.backend import Setup
 from volctl.errors import ConfigError
-from volctl.files import Ownership, directory_option
 from volctl.model import KiB, MiB, exact_size
 
-OPTIONS = (
-    "directory", "cluster_size", "extended_l2", "lazy_refcounts", "preallocation", "owner", "group", "mode",
-    "capabilities",
-)  # fmt: skip
+OPTIONS = ("cluster_size", "extended_l2", "lazy_refcounts", "preallocation")
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """`layout` are `qemu-img create -o` of every file, `blank` of those that lie over no other."""
+class Layout:
+    """`qemu-img create -o` of every file, and of those that lie over no other."""
 
-    directory: Path
-    ownership: Ownership
-    layout: tuple[str, ...]
+    every: tuple[str, ...]
     blank: tuple[str, ...]
 
 
-def settings(setup: Setup) -> Settings:
-    check_options(setup, OPTIONS)
+def layout(setup: Setup) -> Layout:
     options = setup.options
-    layout = (
+    every = (
         "compat=1.1",
         f"cluster_size={_cluster_size(setup.name, options)}",
         f"extended_l2={_switch(setup.name, options, 'extended_l2')}",
@@ -40,12 +32,7 @@ def settings(setup: Setup) -> Settings:
     preallocation = options.get("preallocation", "off")
     if preallocation not in ("off", "metadata"):
         raise ConfigError(f"backend {setup.name}: preallocation = {preallocation!r} is neither off nor metadata")
-    return Settings(
-        directory=directory_option(setup.name, options),
-        ownership=Ownership.of(options, setup.owner),
-        layout=layout,
-        blank=(*layout, f"preallocation={preallocation}"),
-    )
+    return Layout(every, (*every, f"preallocation={preallocation}"))
 
 
 def _switch(backend: str, options: Mapping[str, Any], option: str) -> str:

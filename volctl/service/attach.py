@@ -8,7 +8,6 @@ from collections.abc import Iterable
 
 from volctl.backend import Backend
 from volctl.db import volumes
-from volctl.engine.locks import EXCLUSIVE
 from volctl.errors import AccessError, ConflictError, VolctlError
 from volctl.flows.attach import AttachState, attachment
 from volctl.model import CreateRequest, Volume
@@ -22,7 +21,7 @@ def attach(session: Session, ref: str, *, read_only: bool = False, sector_size: 
     `sector_size` in bytes. `ConflictError` if it is attached otherwise, `AccessError` for who is not root.
     """
     volume = find(session, ref)
-    with session.locked({volume.id: EXCLUSIVE}) as locks:
+    with session.locked_volume(volume.id) as locks:
         volume = find(session, volume.id)
         if _is_so(volume, read_only, sector_size):
             return volume
@@ -50,7 +49,7 @@ def _is_so(volume: Volume, read_only: bool, sector_size: int | None) -> bool:
 def detach(session: Session, ref: str) -> Volume:
     """Take the device away; not attached is success. `InUseError` names who holds it."""
     volume = find(session, ref)
-    with session.locked({volume.id: EXCLUSIVE}) as locks:
+    with session.locked_volume(volume.id) as locks:
         volume = find(session, volume.id)
         if not volume.attachments:
             return volume

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from volctl import command, confine, files, interrupt
 from volctl.config import Config, Places, load, places
-from volctl.db import events
+from volctl.db import events, volumes
 from volctl.db.store import Store, keep_owner, open_store
 from volctl.engine import journal
-from volctl.engine.locks import LockDirectory, LockSet, Names
+from volctl.engine.locks import EXCLUSIVE, LockDirectory, LockSet, Names
 from volctl.engine.run import Engine
 from volctl.errors import AccessError, ConfigError, NoSpaceError, TimedOut, UsageError
 from volctl.flows import FLOWS
@@ -68,6 +68,12 @@ class Session:
     def locked(self, names: Names) -> LockSet:
         """Hold locks by the ids of volumes (`exclusive` or `shared`) for a `with` block."""
         return self.locks.acquire(names, self.lock_timeout)
+
+    def locked_volume(self, volume_id: str) -> LockSet:
+        """Hold a volume, and the tree whose files it shares."""
+        with self.store.read() as tx:
+            names = volumes.lock_names(tx, volume_id)
+        return self.locked(dict.fromkeys(names, EXCLUSIVE))
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 
 from volctl.db import snapshots
-from volctl.engine.locks import EXCLUSIVE
 from volctl.errors import ExistsError, UsageError
 from volctl.flows import refs, request
 from volctl.flows.snapshot import SnapshotState
@@ -35,7 +34,7 @@ def create(
         request.description(description),
         request.properties(properties),
     )
-    with session.locked({found.id: EXCLUSIVE}) as locks:
+    with session.locked_volume(found.id) as locks:
         session.engine.start("snapshot_create", state, object_id=snapshot_id, locks=locks)
     return show(session, snapshot_id)
 

@@ -90,17 +90,18 @@ def _row_left(session: Session, volume_id: str) -> str | None:
 
 
 def source_lock(env: Context, source: SourceRef) -> dict[str, str]:
-    """The source's volume: exclusive only where a clone changes it."""
+    """The source's volume and its tree: exclusive only where a clone changes them."""
     if source.volume_id is None:
         return {}
     with env.store.read() as tx:
         volume = volumes.find(tx, source.volume_id)
+        names = volumes.lock_names(tx, source.volume_id)
     if volume is not None:
         as_found(env, volume)
     touched = volume is not None and env.backends.has(volume.backend)
     if touched and volume is not None and env.backends.get(volume.backend).capabilities.clone_locks_source:
-        return {source.volume_id: EXCLUSIVE}
-    return {source.volume_id: SHARED}
+        return dict.fromkeys(names, EXCLUSIVE)
+    return dict.fromkeys(names, SHARED)
 
 
 def _present(session: Session, wanted: CreateRequest) -> Volume | None:
@@ -121,7 +122,7 @@ def _named(session: Session, wanted: CreateRequest) -> Volume | None:
 
 def _awaited(session: Session, wanted: CreateRequest, busy: Volume) -> Volume | None:
     """The volume of that name when whoever works on it is done or gone."""
-    with session.locked({busy.id: EXCLUSIVE}):
+    with session.locked_volume(busy.id):
         pass
     for line in session.engine.settle():
         session.watcher.warn(f"settled: {line}")
@@ -280,7 +281,7 @@ def extend(session: Session, ref: str, size: str) -> Volume:
     """Grow to SIZE, or by +SIZE."""
     volume, by, text = find(session, ref), size.startswith("+"), size.removeprefix("+")
     state = ExtendState(volume.id, request.usage(parse_size, text), by=by)
-    with session.locked({volume.id: EXCLUSIVE}) as locks:
+    with session.locked_volume(volume.id) as locks:
         session.engine.start("volume_extend", state, object_id=volume.id, locks=locks)
     made = find(session, volume.id)
     _tell_rounding(session, made, exact_size(text) + (volume.size if by else 0))
@@ -333,12 +334,12 @@ def delete(session: Session, ref: str, *, cascade: bool = False, force: bool = F
 
 
 def _delete(session: Session, volume: Volume, *, force: bool) -> None:
-    with session.locked({volume.id: EXCLUSIVE}) as locks:
+    with session.locked_volume(volume.id) as locks:
         session.engine.start("volume_delete", DeleteState(volume.id, force), object_id=volume.id, locks=locks)
 
 
 def delete_snapshot(session: Session, snapshot: Snapshot, *, force: bool = False) -> None:
-    with session.locked({snapshot.volume_id: EXCLUSIVE}) as locks:
+    with session.locked_volume(snapshot.volume_id) as locks:
         with session.store.read() as tx:
             volume = volumes.get(tx, snapshot.volume_id)
         state = SnapshotDeleteState(snapshot.id, volume.id, volume.backend, force)
@@ -351,7 +352,7 @@ def revert(session: Session, ref: str, snapshot: str) -> Volume:
     with session.store.read() as tx:
         found = refs.snapshot(tx, session.project, snapshot)
     state = RevertState(volume.id, found.id)
-    with session.locked({volume.id: EXCLUSIVE}) as locks:
+    with session.locked_volume(volume.id) as locks:
         session.engine.start("volume_revert", state, object_id=volume.id, locks=locks)
     return find(session, volume.id)
 
