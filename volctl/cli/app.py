@@ -37,6 +37,7 @@ VERBS = {
     "flow": ("flow", "What commands did, task by task."),
     "events": ("events", "List events, or follow them."),
     "doctor": ("doctor", "Compare the database with what is there; exit 12 if they differ."),
+    "backup-db": ("backup", "Copy the database to a file, also while commands run."),
     "config": ("config", "The configuration."),
     "completion": ("completion", "Print a completion script for bash, zsh or fish."),
 }

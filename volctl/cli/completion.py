@@ -107,7 +107,7 @@ def _options(function: Any) -> Iterator[Option]:
 
 def _lister(words: tuple[str, ...]) -> str:
     """The command that lists what a verb takes; none for new names and files."""
-    if words[-1] in ("create", "add", "check", "completion"):
+    if words[-1] in ("create", "add", "check", "completion", "backup-db"):
         return NAMES[""] if words == ("snapshot", "create") else ""
     return NAMES.get(words[0] if len(words) > 1 and words != ("image", "save") else "", "")
 

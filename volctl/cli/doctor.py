@@ -29,13 +29,14 @@ def doctor(
     fix: Annotated[
         bool, typer.Option("--fix", help="Put right what can be; what deletes bytes is asked first")
     ] = False,
+    take_over: Annotated[bool, typer.Option("--take-over", help="First take over another host's database")] = False,
     foreign: Annotated[
         bool, typer.Option("--foreign", help="List also what is not volctl's; it is left alone")
     ] = False,
 ) -> None:
     """Compare the database with what is there; exit 12 if they differ."""
     shown = view(ctx, FIELDS, COLUMNS)
-    with session(ctx, reads=not fix) as s:
+    with session(ctx, reads=not fix, take_over=take_over) as s:
         from volctl.service import doctor
 
         findings = doctor.look(s, others=foreign)

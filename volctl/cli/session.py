@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,9 @@ def options(ctx: typer.Context) -> Options:
 
 
 @contextmanager
-def session(ctx: typer.Context, *, reads: bool = False, flows: bool = False) -> Iterator[Session]:
+def session(
+    ctx: typer.Context, *, reads: bool = False, flows: bool = False, take_over: bool = False
+) -> Iterator[Session]:
     """Listen for signals, open the state, show what goes on; `flows` keeps each flow's line on a terminal."""
     from volctl import service
     from volctl.cli import progress
@@ -36,7 +39,7 @@ def session(ctx: typer.Context, *, reads: bool = False, flows: bool = False) -> 
     interrupt.install(common(ctx).timeout)
     with (
         progress.watching(common(ctx), flows=flows) as watcher,
-        service.open_session(options(ctx), watcher, reads=reads) as opened,
+        service.open_session(replace(options(ctx), take_over=take_over), watcher, reads=reads) as opened,
     ):
         yield opened
 

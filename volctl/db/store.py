@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, insert, select
+from sqlalchemy import URL, Connection, Engine, create_engine, event, insert, select, update
 from sqlalchemy.exc import DatabaseError as SqlError
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import StaticPool
@@ -48,17 +48,17 @@ probe: Callable[[str], None] = lambda point: None
 class Store:
     """An open database. `uuid` is what the marks on our storage carry."""
 
-    def __init__(self, path: Path, engine: Engine) -> None:
+    def __init__(self, path: Path, engine: Engine, *, take_over: bool = False) -> None:
         self.path = path
         self._connection = _connect(path, engine)
         self._engine = engine
         try:
-            self._check()
+            self._check(take_over)
         except BaseException:
             self.close()
             raise
 
-    def _check(self) -> None:
+    def _check(self, take_over: bool) -> None:
         with self.read() as tx:
             marks = tx.exec_driver_sql(
                 "SELECT application_id, user_version FROM pragma_application_id, pragma_user_version"
@@ -67,10 +67,6 @@ class Store:
             raise DatabaseError(f"{self.path} is not a volctl database", hint=RECIPE)
         if marks[1] > migrations.VERSION:
             raise DatabaseError(f"{self.path} was written by a newer volctl (schema {marks[1]})", hint="upgrade volctl")
-        if marks[1] < migrations.VERSION:
-            with self.write() as tx:
-                version = tx.exec_driver_sql("PRAGMA user_version").scalar_one()
-                migrations.apply(tx, int(version))
         with self.read() as tx:
             values = {row.key: row.value for row in tx.execute(select(tables.meta.c.key, tables.meta.c.value))}
         if "uuid" not in values:
@@ -78,10 +74,19 @@ class Store:
         self.uuid = values["uuid"]
         here = machine_id()
         if here and values.get("machine_id") not in (None, here):
-            raise DatabaseError(
-                f"{self.path} belongs to another host (machine-id {values['machine_id']})",
-                hint="work on that host, or begin with a state directory of this one",
-            )
+            self._of_another_host(values["machine_id"], here, take_over)
+        if marks[1] < migrations.VERSION:
+            with self.write() as tx:
+                version = tx.exec_driver_sql("PRAGMA user_version").scalar_one()
+                migrations.apply(tx, int(version))
+
+    def _of_another_host(self, owner: str, here: str, take_over: bool) -> None:
+        if not take_over:
+            said = f"{self.path} belongs to another host (machine-id {owner})"
+            hint = "work on that host; if it is no more, or this is its disk: volctl doctor --take-over"
+            raise DatabaseError(said, hint=hint)
+        with self.write() as tx:
+            tx.execute(update(tables.meta).where(tables.meta.c.key == "machine_id").values(value=here))
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -143,18 +148,18 @@ def _connect(path: Path, engine: Engine) -> Connection:
         return engine.connect()
 
 
-def open_store(path: Path, *, may_create: Callable[[], None] = lambda: None) -> Store:
+def open_store(path: Path, *, may_create: Callable[[], None] = lambda: None, take_over: bool = False) -> Store:
     """Open the database at `path`, making it first where there is none.
 
     `may_create` is asked before a missing one is made, and raises if storage of ours exists without
-    it. `DatabaseError` for an empty, foreign, corrupt or newer file, another host's, a network file
-    system.
+    it. `take_over` makes another host's file this one's. `DatabaseError` for an empty, foreign, corrupt
+    or newer file, another host's, a network file system.
     """
     _refuse_network(path.parent)
     if not path.exists():
         _create(path, may_create)
     _refuse_garbage(path)
-    return Store(path, _engine(path))
+    return Store(path, _engine(path), take_over=take_over)
 
 
 def _refuse_garbage(path: Path) -> None:

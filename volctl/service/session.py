@@ -29,13 +29,17 @@ LOCK_TIMEOUT = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Where and for whom; None is the environment, then what is built in. Times in seconds."""
+    """Where and for whom; None is the environment, then what is built in. Times in seconds.
+
+    `take_over`: a database of another host becomes this one's.
+    """
 
     config: str | None = None
     state_dir: str | None = None
     project: str | None = None
     timeout: float | None = None
     lock_timeout: float | None = None
+    take_over: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +93,8 @@ def open_session(options: Options, watcher: Watcher, *, reads: bool = False) -> 
     project = options.project or os.environ.get("VOLCTL_PROJECT") or "default"
     usage(check_name, project)
     _prepare(where)
-    store = open_store(where.database, may_create=lambda: _nothing_of_ours(config, where))
+    nothing = lambda: _nothing_of_ours(config, where)
+    store = open_store(where.database, may_create=nothing, take_over=options.take_over)
     env = Context(
         store, config, where, Backends(config, store.uuid, where.state, store), watcher.progress, watcher.warn
     )

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
+from volctl.db import volumes
 from volctl.db.store import check_integrity
-from volctl.engine.locks import LockSet
+from volctl.engine.locks import EXCLUSIVE, LockSet, Names
 from volctl.errors import INTERRUPTIONS, VolctlError
 from volctl.service.doctor.difference import Difference
 from volctl.service.doctor.suspects import foreign, suspects
@@ -79,12 +80,19 @@ def _repaired(session: Session, suspect: Difference, locks: LockSet) -> Finding:
 def _confirmed(session: Session) -> Iterator[tuple[Difference, LockSet]]:
     """What is so under its locks as well; whoever holds one of them lives, and is left alone."""
     for suspect in suspects(session):
-        locks = session.locks.try_acquire(suspect.locks)
+        locks = session.locks.try_acquire(_with_trees(session, suspect.locks))
         if locks is None:
             continue
         with locks:
             if suspect.look(session):
                 yield suspect, locks
+
+
+def _with_trees(session: Session, names: Names) -> Names:
+    """And the trees whose files they share."""
+    with session.store.read() as tx:
+        trees = [tree for name in names for tree in volumes.lock_names(tx, name)]
+    return dict.fromkeys(trees, EXCLUSIVE) | dict(names)
 
 
 def _finding(suspect: Difference, *, fixed: bool = False) -> Finding:

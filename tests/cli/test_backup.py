@@ -1,0 +1,152 @@
+"""backup-db: a whole copy at any time, or none; and another host's database, taken over."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import stat
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Cli, rows
+from tests.conftest import Volctl
+from volctl.db.store import machine_id
+
+
+def restore(cli: Cli, copy: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{cli.state}/volctl.db{suffix}").unlink(missing_ok=True)
+    shutil.copy(copy, cli.state / "volctl.db")
+
+
+def test_a_backup_is_one_file_that_can_be_put_back(cli: Cli) -> None:
+    made = cli.volume("v")
+    cli("snapshot", "create", "v", "s")
+    before = rows(cli.state / "volctl.db")
+    told = cli.json("backup-db", "copy.db")
+    copy = cli.home / "copy.db"
+    assert (told["file"], told["size"]) == (str(copy), copy.stat().st_size)
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o600
+    assert rows(copy) == before
+    assert sorted(path.name for path in cli.home.iterdir()) == ["config.toml", "copy.db", "state"]
+    cli("snapshot", "delete", "s", "--yes")
+    cli("set", "v", "--description", "later")
+    restore(cli, copy)
+    assert cli.json("show", "v")["updated_at"] == made["updated_at"]
+    assert cli.json("doctor", status=12)[0]["kind"] == "snapshot_object"
+
+
+def test_what_is_there_is_not_replaced(cli: Cli) -> None:
+    cli.volume("v")
+    kept = cli.home / "copy.db"
+    kept.write_text("precious")
+    cli.error(5, "exists", "backup-db", "copy.db")
+    assert kept.read_text() == "precious"
+    cli("backup-db", "copy.db", "--force")
+    assert rows(kept)["volumes"]
+    kept.unlink()
+    kept.symlink_to("elsewhere")
+    cli.error(5, "exists", "backup-db", "copy.db")
+    assert not (cli.home / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("file", [".", "nowhere/copy.db", "state/volctl.db", "linked.db"])
+def test_where_no_backup_can_be(file: str, cli: Cli) -> None:
+    cli.volume("v")
+    (cli.home / "linked.db").symlink_to("state/volctl.db")
+    before = cli.everything()
+    cli.error(2, "usage", "backup-db", file, "--force")
+    assert cli.everything() == before
+
+
+def test_while_others_write(cli: Cli, volctl: Volctl) -> None:
+    """Each copy is one moment: the volumes in it are complete, and there are never fewer than before."""
+    cli("list")
+    words = [*volctl.argv, "create", "v", "--size", "1M", "--count", "60", "-q"]
+    writer = subprocess.Popen(words, env=volctl.environment, stdout=subprocess.DEVNULL)
+    counts, number = [0], 0
+    while writer.poll() is None:
+        number += 1
+        cli("backup-db", f"{number}.db")
+        with closing(sqlite3.connect(cli.home / f"{number}.db")) as db:
+            assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+            (count,) = db.execute("SELECT count(*) FROM volumes").fetchone()
+        assert count >= counts[-1]
+        counts.append(count)
+    assert writer.returncode == 0 and len(set(counts)) > 2
+
+
+DIE = """
+import os, sys
+from volctl.cli import main
+os.rename = lambda *given: os._exit(9)
+main(["backup-db", "copy.db"])
+"""
+
+
+def test_a_killed_backup_leaves_no_file_of_that_name_and_the_next_one_cleans_up(cli: Cli, volctl: Volctl) -> None:
+    cli.volume("v")
+    done = subprocess.run([sys.executable, "-c", DIE], env=volctl.environment, cwd=cli.home, check=False)
+    assert done.returncode == 9
+    assert not (cli.home / "copy.db").exists()
+    cli("backup-db", "copy.db")
+    assert sorted(path.name for path in cli.home.iterdir()) == ["config.toml", "copy.db", "state"]
+
+
+@pytest.mark.root
+def test_no_room_for_a_backup(cli: Cli) -> None:
+    cli.volume("v")
+    mount = cli.home / "mount"
+    mount.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", mount], check=True)
+    try:
+        cli.error(6, "no_space", "backup-db", mount / "copy.db")
+        assert list(mount.iterdir()) == []
+    finally:
+        subprocess.run(["umount", mount], check=True)
+
+
+@pytest.mark.skipif(machine_id() is None, reason="this machine has no /etc/machine-id")
+def test_another_hosts_database_is_taken_over(cli: Cli) -> None:
+    cli.volume("v")
+    with closing(sqlite3.connect(cli.state / "volctl.db")) as db, db:
+        db.execute("UPDATE meta SET value = '0123456789abcdef0123456789abcdef' WHERE key = 'machine_id'")
+    assert "--take-over" in cli.error(11, "db", "list")["hint"]
+    cli.error(11, "db", "doctor", "--fix", "--yes")
+    assert cli.json("doctor", "--take-over") == []
+    assert [volume["name"] for volume in cli.json("list")] == ["v"]
+
+
+def test_a_database_that_may_only_be_read(as_user: Volctl) -> None:
+    as_user("create", "v", "--size", "1M")
+    database = as_user.state / "volctl.db"
+    database.chmod(0o400)
+    before = sorted((as_user.state / "volumes").iterdir())
+    for words in (["create", "w", "--size", "1M"], ["delete", "v", "--yes"]):
+        ran = as_user(*words, "--json", status=11)
+        assert '"db"' in ran.err and "volctl.db" in ran.err
+    assert sorted((as_user.state / "volumes").iterdir()) == before
+
+
+@pytest.mark.root
+def test_a_state_directory_on_a_read_only_file_system(cli: Cli) -> None:
+    mount = cli.home / "state"
+    mount.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "none", mount], check=True)
+    try:
+        mount.chmod(0o700)
+        cli.volume("v")
+        subprocess.run(["mount", "-o", "remount,ro", mount], check=True)
+        for words in (["list"], ["create", "w", "--size", "1M"], ["doctor", "--fix", "--yes"]):
+            assert cli.error(11, "db", *words)["hint"]
+        subprocess.run(["mount", "-o", "remount,rw", mount], check=True)
+        assert [volume["name"] for volume in cli.json("list")] == ["v"]
+    finally:
+        end = time.monotonic() + 5
+        while subprocess.run(["umount", mount], check=False).returncode and time.monotonic() < end:
+            time.sleep(0.1)
