@@ -51,7 +51,7 @@ Marks = dict[str, tuple[str, int, int]]
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What the test knows. `contents` by name or id; `foreign` as `marks` gave it before.
+    """What the test knows. `contents` by name or id, of a cached image by its file; `foreign` as `marks` gave it.
 
     `stuck` are ids or names of objects whose flow may be open and stuck, `unfinished` also allows
     flows of another version. `quota` is what `volctl quota show --json` printed.
@@ -73,7 +73,7 @@ def check(world: World) -> list[str]:
 
 def check_rows(world: World, tables: dict[str, list[Row]]) -> list[str]:
     """What can be told without the objects, wherever these are: rows, quota, events, and the machine."""
-    found = [*_statuses(tables), *_reservations(world, tables), *_flows(world, tables), *_quota(world, tables)]
+    found = [*_statuses(world, tables), *_reservations(world, tables), *_flows(world, tables), *_quota(world, tables)]
     return [*found, *_events(tables), *_leftovers(world, tables)]
 
 
@@ -83,7 +83,7 @@ def load(state: Path) -> dict[str, list[Row]]:
         connection.row_factory = sqlite3.Row
         (intact,) = connection.execute("PRAGMA integrity_check").fetchone()
         assert intact == "ok", intact
-        names = ("volumes", "snapshots", "images", "reservations", "flows", "journal", "events")
+        names = ("volumes", "snapshots", "images", "cached_images", "reservations", "flows", "journal", "events")
         tables = {name: [_decoded(row) for row in connection.execute(f"SELECT * FROM {name}")] for name in names}
         tables["dangling"] = [dict(row) for row in connection.execute("PRAGMA foreign_key_check")]
     connection.close()
@@ -101,7 +101,7 @@ def _decoded(row: sqlite3.Row) -> Row:
 # -- 11.1, 11.2, 11.6: rows and objects
 
 
-def _statuses(tables: dict[str, list[Row]]) -> Iterator[str]:
+def _statuses(world: World, tables: dict[str, list[Row]]) -> Iterator[str]:
     for kind, resting in RESTING.items():
         for row in tables[kind]:
             if row["status"] not in resting:
@@ -112,6 +112,9 @@ def _statuses(tables: dict[str, list[Row]]) -> Iterator[str]:
                 yield f"{kind}: {_label(row)} is {row['status']} with fault {row['fault']}"
             if row.get("promised"):
                 yield f"{kind}: {_label(row)} is at rest, but promises {row['promised']} bytes"
+    for row in tables["cached_images"]:
+        if row["status"] != "available" and row["id"] not in world.stuck:
+            yield f"cached image {row['id']} of {row['location']} is {row['status']}"
     for row in tables["dangling"]:
         yield f"a row of {row['table']} refers to one that is not there"
 
@@ -124,6 +127,7 @@ def _objects(world: World, tables: dict[str, list[Row]]) -> Iterator[str]:
     volumes = {row["id"]: row for row in tables["volumes"]}
     rows = {f"volume-{row['id']}": row for row in tables["volumes"]}
     rows |= {f"snap-{row['id']}": row | {"backend": backend_of(row, volumes)} for row in tables["snapshots"]}
+    rows |= {f"image-{row['id']}": row | {"name": row["location"]} for row in tables["cached_images"]}
     held = {(pool, name) for pool, path in world.pools.items() for name in os.listdir(path)}
     for name, row in rows.items():
         if row["status"] in ("available", "in-use"):
@@ -326,7 +330,7 @@ def _events(tables: dict[str, list[Row]]) -> Iterator[str]:
 def _leftovers(world: World, tables: dict[str, list[Row]]) -> Iterator[str]:
     for name in sorted(set(os.listdir(world.state)) - STATE_ENTRIES):
         yield f"{name} is left in the state directory"
-    living = {row["id"] for kind in ("volumes", "images") for row in tables[kind]}
+    living = {row["id"] for kind in ("volumes", "images", "cached_images") for row in tables[kind]}
     living |= {name for row in tables["flows"] if row["ended_at"] is None for name in row["locks"]}
     locks = world.state / "locks"
     for name in sorted(set(os.listdir(locks)) - living if locks.is_dir() else ()):

@@ -280,6 +280,7 @@ class BackendDetails(BackendState):
     options: Json = field(default_factory=dict)
     tools: tuple[Json, ...] = ()
     details: Json = field(default_factory=dict)
+    image_cache: Json = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

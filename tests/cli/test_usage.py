@@ -156,6 +156,9 @@ def test_completion_scripts_are_valid(shell: str, tmp_path: Path) -> None:
         (["snapshot", "create", "--des"], {"--description"}),
         (["create", "--image-format", "qc"], {"qcow2"}),
         (["list", "--js"], {"--json"}),
+        (["image", "ca"], {"cache"}),
+        (["image", "cache", "pr"], {"prune"}),
+        (["image", "cache", "prune", "--al"], {"--all"}),
     ],
     ids=str,
 )

@@ -83,6 +83,7 @@ class Rig:
     foreign: dict[str, oracle.Marks] = field(default_factory=dict)
     names: tuple[str, ...] = ("a", "b")
     kind: str = "fake"
+    options: str = ""
     path: str | None = None
 
     @property
@@ -140,6 +141,17 @@ class Rig:
         assert row is not None, f"there is no volume {name}"
         return row
 
+    def cached(self) -> list[Json]:
+        """The rows of the image cache, least recently used first."""
+        return sorted(oracle.load(self.state)["cached_images"], key=lambda row: str(row["used_at"]))
+
+    @property
+    def qcow2(self) -> str:
+        """The image as a qcow2 file."""
+        source = self.contents["image"].source
+        assert source is not None
+        return str(source.with_name("disk.qcow2"))
+
     def flows(self, **wanted: str) -> list[Json]:
         rows = oracle.load(self.state)["flows"]
         return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
@@ -170,7 +182,7 @@ class Rig:
         """The same world elsewhere."""
         with scratch() as root:
             shutil.copytree(self.root, root, dirs_exist_ok=True, symlinks=True)
-            copied = Rig(self.zygote, root, self.contents, names=self.names, kind=self.kind, path=self.path)
+            copied = replace(self, root=root, foreign={})
             copied.configure()
             copied.mark_foreign()
             yield copied
@@ -178,7 +190,7 @@ class Rig:
     def configure(self, top: str = "") -> None:
         """`config.toml` with `top` before its backends; the first pool has the most room, and so on."""
         tables = [
-            f'[[backend]]\nname = "{name}"\nkind = "{self.kind}"\ndirectory = "{path}"\n'
+            f'[[backend]]\nname = "{name}"\nkind = "{self.kind}"\ndirectory = "{path}"\n{self.options}'
             + (f"capacity = {1024**4 >> number}\n" if self.kind == "fake" else "")
             for number, (name, path) in enumerate(self.pools.items())
         ]
@@ -206,10 +218,10 @@ def noise(path: Path, size: int, seed: int) -> Content:
 
 
 @contextmanager
-def empty(zygote: Zygote, *names: str, kind: str = "fake") -> Iterator[Rig]:
+def empty(zygote: Zygote, *names: str, kind: str = "fake", options: str = "") -> Iterator[Rig]:
     """Prepared pools with strangers' files in them, and no volume."""
     with scratch() as root:
-        rig = Rig(zygote, root, {}, names=names, kind=kind)
+        rig = Rig(zygote, root, {}, names=names, kind=kind, options=options)
         rig.configure()
         for name, path in rig.pools.items():
             path.mkdir()
@@ -223,13 +235,17 @@ def empty(zygote: Zygote, *names: str, kind: str = "fake") -> Iterator[Rig]:
 
 
 @contextmanager
-def furnished(zygote: Zygote, kind: str = "fake") -> Iterator[Rig]:
-    """Volume `src` (2 MiB) with snapshots `snap` and `other`, written to since; a bystander; images."""
-    with scratch() as sources, empty(zygote, "a", "b", kind=kind) as rig:
+def furnished(zygote: Zygote, kind: str = "fake", options: str = "") -> Iterator[Rig]:
+    """Volume `src` (2 MiB) with snapshots `snap` and `other`, written to since; a bystander; images.
+
+    `options` are lines of TOML for each backend.
+    """
+    with scratch() as sources, empty(zygote, "a", "b", kind=kind, options=options) as rig:
         then, now = noise(sources / "then", 3 * MiB // 2, 1), noise(sources / "now", 2 * MiB, 2)
         image = noise(sources / "disk.raw", MiB, 3)
         _write_images(sources)
         contents = {"src": now, "snap": then, "other": then, "bystander": Content(), "image": image, "then": then}
+        contents |= {str(sources / name): image for name in ("disk.raw", "disk.qcow2")}
         rig = replace(rig, contents=contents)
         for name, size in (("src", "2M"), ("bystander", "1M")):
             rig.run("create", name, "--size", size, status=0)
@@ -277,6 +293,20 @@ def world(zygote: Zygote) -> Iterator[Rig]:
 def loop_world(zygote: Zygote) -> Iterator[Rig]:
     with furnished(zygote, "loop") as rig:
         yield rig
+
+
+@pytest.fixture(scope="session")
+def caching_world(zygote: Zygote) -> Iterator[Rig]:
+    """The same where clones are said to share blocks, so that images are cached."""
+    with furnished(zygote, options='clone = "share"\n') as rig:
+        yield rig
+
+
+@pytest.fixture
+def caching(caching_world: Rig) -> Iterator[Rig]:
+    """A copy of the caching world."""
+    with caching_world.copy() as copied:
+        yield copied
 
 
 @pytest.fixture

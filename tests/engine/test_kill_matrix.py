@@ -299,7 +299,10 @@ def kill_everywhere(world: Rig, case: Case) -> None:
 @pytest.mark.parametrize(("name", "least"), SETTLES.items())
 def test_a_settle_that_is_killed_is_settled_by_the_next(world: Rig, name: str, least: int) -> None:
     """Killed after each commit and outside action, and then before and after each of the settle."""
-    case = CASES[name]
+    settle_killed_everywhere(world, CASES[name], least)
+
+
+def settle_killed_everywhere(world: Rig, case: Case, least: int) -> None:
     whole = uncut(world, case)
     wrong, cases = {}, 0
     for number in [number for number, point in enumerate(whole.points, 1) if point.startswith("after")]:

@@ -71,14 +71,30 @@ def tree() -> list[Node]:
     found = [Node((), tuple((word, help) for word, (_, help) in VERBS.items()), (*common, HELP), "")]
     for word, (module, _) in VERBS.items():
         app = group(module)
-        commands = {command.name or "": command.callback for command in app.registered_commands}
         if app.info.name == word:
-            verbs = tuple((name, _summary(function)) for name, function in commands.items())
-            found.append(Node((word,), verbs, (HELP,), ""))
-            found += [_node((word, name), function, common) for name, function in commands.items()]
+            found += _group((word,), app, common)
         else:
-            found.append(_node((word,), commands[word], common))
+            found.append(_node((word,), _commands(app)[word], common))
     return found
+
+
+def _commands(app: typer.Typer) -> dict[str, Any]:
+    return {command.name or "": command.callback for command in app.registered_commands}
+
+
+def _group(words: tuple[str, ...], app: typer.Typer, common: tuple[Option, ...]) -> Iterator[Node]:
+    """The commands of a group, and those of the groups in it."""
+    commands = _commands(app)
+    inner = {
+        str(info.typer_instance.info.name): info.typer_instance for info in app.registered_groups if info.typer_instance
+    }
+    verbs = [(name, _summary(function)) for name, function in commands.items()]
+    verbs += [(name, str(group.info.help)) for name, group in inner.items()]
+    yield Node(words, tuple(verbs), (HELP,), "")
+    for name, function in commands.items():
+        yield _node((*words, name), function, common)
+    for name, group in inner.items():
+        yield from _group((*words, name), group, common)
 
 
 def _node(words: tuple[str, ...], function: Any, common: tuple[Option, ...]) -> Node:
@@ -118,7 +134,8 @@ def bash(tree: list[Node]) -> str:
         for option, lister in VALUES.items()
     )
     cases = "".join(_bash_case(node) for node in tree)
-    return BASH.replace("@VALUES@", values).replace("@CASES@", cases).replace("@GROUPS@", "|".join(_groups(tree)))
+    groups = "|".join(f'"{name}"' for name in _groups(tree))
+    return BASH.replace("@VALUES@", values).replace("@CASES@", cases).replace("@GROUPS@", groups)
 
 
 def _bash_case(node: Node) -> str:
@@ -128,7 +145,8 @@ def _bash_case(node: Node) -> str:
 
 
 def _groups(tree: list[Node]) -> list[str]:
-    return [node.words[0] for node in tree if len(node.words) == 1 and node.verbs]
+    """The words of each group of verbs: `image`, `image cache`."""
+    return [" ".join(node.words) for node in tree if node.words and node.verbs]
 
 
 def _flags(option: str) -> str:
@@ -155,7 +173,7 @@ _volctl() {
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         case $verb in
         "") [[ $word == -* ]] || verb=$word ;;
-        @GROUPS@) [[ $word == -* ]] || { verb="$verb $word"; break; } ;;
+        @GROUPS@) [[ $word == -* ]] || verb="$verb $word" ;;
         *) break ;;
         esac
     done
@@ -177,7 +195,7 @@ def zsh(tree: list[Node]) -> str:
 
 def fish(tree: list[Node]) -> str:
     lines = ["# fish completion for volctl: volctl completion fish > ~/.config/fish/completions/volctl.fish"]
-    lines.append(FISH.strip().replace("@GROUPS@", " ".join(_groups(tree))))
+    lines.append(FISH.strip().replace("@GROUPS@", " ".join(map(_quoted, _groups(tree)))))
     for node in tree:
         lines += _fish_node(node)
     return "\n".join(lines) + "\n"
@@ -189,12 +207,11 @@ function __volctl_at --description 'Whether the verbs typed so far are these'
     for word in (commandline -opc)[2..-1]
         string match -q -- '-*' $word; or set -a verbs $word
     end
-    if contains -- "$verbs[1]" @GROUPS@
-        set verbs $verbs[1..2]
-    else
-        set verbs $verbs[1]
+    set -l last 1
+    while contains -- "$verbs[1..$last]" @GROUPS@; and test $last -lt (count $verbs)
+        set last (math $last + 1)
     end
-    test "$verbs" = "$argv"
+    test "$verbs[1..$last]" = "$argv"
 end
 complete -c volctl -f
 """

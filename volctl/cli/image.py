@@ -1,4 +1,4 @@
-"""volctl image add, list, show, check, refresh, save, delete."""
+"""volctl image add, list, show, check, refresh, save, delete, cache."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from typing import Annotated
 
 import typer
 
-from volctl.cli import words
+from volctl.cli import image_cache, words
 from volctl.cli.options import typer_app, verb
 from volctl.cli.output import view
 from volctl.cli.session import session
 from volctl.errors import UsageError
 
 app = typer_app("image", "Registered disk images.")
+app.add_typer(image_cache.app)
 
 COLUMNS = ("id", "name", "status", "format", "virtual_size", "location")
 SAVED = ("path", "format", "virtual_size", "size", "source")

@@ -39,7 +39,12 @@ def add_column(connection: Connection, column: Column[Any]) -> None:
         connection.exec_driver_sql(f"ALTER TABLE {table} ADD COLUMN {column.name} {kind}")
 
 
-MIGRATIONS: list[Callable[[Connection], None]] = [create_tables, index_status, share_layers]
+def cache_images(connection: Connection) -> None:
+    """The image cache."""
+    tables.cached_images.create(connection, checkfirst=True)
+
+
+MIGRATIONS: list[Callable[[Connection], None]] = [create_tables, index_status, share_layers, cache_images]
 VERSION = len(MIGRATIONS)
 
 

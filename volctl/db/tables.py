@@ -114,6 +114,26 @@ layers = Table(
     Index("layers_parent", "backend", "parent"),
 )
 
+# image-volumes that later volumes are cloned from; nobody is charged for them
+cached_images = Table(
+    "cached_images",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("backend", String, nullable=False),
+    # what was cached: `sha256:HEX` where it is known, else as `identity`; and of which file that was
+    Column("key", String, nullable=False),
+    Column("identity", String, nullable=False),
+    Column("location", String, nullable=False),
+    Column("format", String, nullable=False),
+    Column("packed", String),
+    Column("virtual_size", Integer, nullable=False),
+    Column("data_size", Integer, nullable=False),
+    Column("size", Integer, nullable=False),
+    Column("status", String, nullable=False),
+    Column("created_at", String, nullable=False),
+    Column("used_at", String, nullable=False),
+)
+
 quotas = Table(
     "quotas",
     metadata,

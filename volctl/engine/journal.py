@@ -104,8 +104,13 @@ def reservations(tx: Connection) -> set[str]:
 
 def is_open_for(tx: Connection, object_id: str) -> bool:
     """Is there a flow of this object that has not ended?"""
-    query = select(flows.c.id).where(flows.c.object_id == object_id, flows.c.ended_at.is_(None)).limit(1)
-    return tx.execute(query).first() is not None
+    return bool(open_of(tx, object_id))
+
+
+def open_of(tx: Connection, object_id: str) -> Sequence[str]:
+    """The ids of the object's flows that have not ended."""
+    query = select(flows.c.id).where(flows.c.object_id == object_id, flows.c.ended_at.is_(None))
+    return tx.execute(query).scalars().all()
 
 
 def done_later(tx: Connection, object_id: str | None, number: int) -> bool:

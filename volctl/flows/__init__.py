@@ -13,8 +13,9 @@
                                → ExtractVolumeSpecTask → NotifyVolumeActionTask
                                → CreateVolumeFromSpecTask → CreateVolumeOnFinishTask
 
-`request` validates, `pools` shows the backends to the scheduler, `sources` fills the volume. The
-other verbs are flows of their own: `delete`, `extend`, `snapshot`, `snapshot_delete`, `revert`,
+`request` validates, `pools` shows the backends to the scheduler, `sources` fills the volume, from
+the image `cache` where it can; its entries come and go by flows beside the create's (`image_cache`).
+The other verbs are flows of their own: `delete`, `extend`, `snapshot`, `snapshot_delete`, `revert`,
 `attach`, `image`, `save`, `orphan`. `refs` finds what a reference means.
 """
 
@@ -29,6 +30,7 @@ from volctl.flows import (
     delete,
     extend,
     image,
+    image_cache,
     manager,
     orphan,
     revert,
@@ -57,6 +59,8 @@ FLOWS: dict[str, Flow[Context, Any]] = {
         save.FLOW,
         orphan.DELETE,
         orphan.DETACH,
+        image_cache.FILL,
+        image_cache.EVICT,
     )
 }
 """Every flow by its name."""

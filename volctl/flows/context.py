@@ -9,10 +9,12 @@ from pathlib import Path
 
 from volctl.backend import Backend, Setup, load
 from volctl.config import BackendConfig, Config, Places
+from volctl.db import image_cache
 from volctl.db.chains import StoredChains
 from volctl.db.store import Store
 from volctl.errors import BackendError, ConfigError, DatabaseError, NotFoundError
-from volctl.images.gate import CheckedImage, open_image
+from volctl.images import content
+from volctl.images.gate import CheckedImage, Known, open_image
 from volctl.images.packed import Unpacking
 from volctl.model import GiB
 from volctl.quota import Quota
@@ -103,23 +105,50 @@ class Context:
     _images: dict[tuple[str, str, str | None, bool], CheckedImage] = field(default_factory=dict)
 
     def image(
-        self, path: str, declared: str, checksum: str | None, allow_device: bool, size: int | None = None
+        self,
+        path: str,
+        declared: str,
+        checksum: str | None,
+        allow_device: bool,
+        size: int | None = None,
+        *,
+        cached: bool = False,
     ) -> CheckedImage:
         """Open and check an image once for this command; later users get the same descriptor.
 
         `size` is that of the volume it is for, in bytes: a packed image may not become much larger.
+        `cached`: a file that the image cache was filled from and that is unchanged need not be looked
+        at again (`CheckedImage.known`); who reads it does not say so, and it is.
         """
         key = (path, declared, checksum, allow_device)
-        if key not in self._images:
-            unpacking = self.unpacking(size)
-            self._images[key] = open_image(
-                path, declared=declared, checksum=checksum, allow_device=allow_device, unpacking=unpacking
+        held = self._images.get(key)
+        if held is None or (held.known and not cached):
+            opened = open_image(
+                path,
+                declared=declared,
+                checksum=checksum,
+                allow_device=allow_device,
+                unpacking=self.unpacking(size),
+                known=self._known if cached else None,
             )
+            self._images[key] = opened
+            if held is not None:
+                os.close(held.fd)
+                opened.verify_same(held)
         return self._images[key]
 
     def unpacking(self, size: int | None) -> Unpacking:
         limit = self.config.images["max_gigabytes"] * GiB
         return Unpacking(self.places.images, size, limit, lambda done, total: self.progress("unpack", done, total))
+
+    def _known(self, identity: dict[str, int]) -> Known | None:
+        """What was found when the image cache was filled from this file."""
+        with self.store.read() as tx:
+            entry = image_cache.of_file(tx, content.of_file(identity))
+        if entry is None:
+            return None
+        digest = content.digest_of(entry.key)
+        return Known(entry.format, entry.virtual_size, entry.data_size, digest, entry.packed)
 
     def quota(self, project: str) -> Quota:
         return Quota(project, self.config.quota, not self.config.no_snapshot_gb_quota)

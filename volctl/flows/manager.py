@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from volctl.db import events, snapshots, volumes
+from volctl.db import events, image_cache, snapshots, volumes
 from volctl.engine.task import Flow
 from volctl.errors import ConflictError, NotFoundError
 from volctl.flows import sources
@@ -88,13 +88,15 @@ class CreateVolumeFromSpecTask(CreateTask):
         return {"backend": run.state.backend, "object": run.state.object.name}
 
     def execute(self, run: CreateRun) -> None:
-        sources.fill(run.env, run.state)
+        sources.fill(run)
 
     def revert(self, run: CreateRun) -> None:
         run.env.backends.get(run.state.backend).delete(run.state.object)
 
     def record(self, tx: Connection, run: CreateRun) -> None:
         volumes.change(tx, run.state.volume_id, promised=0)
+        if run.state.cached is not None:
+            image_cache.touch(tx, run.state.cached)
 
 
 class CreateVolumeOnFinishTask(CreateTask):

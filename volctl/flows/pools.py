@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from volctl.backend import Capabilities, Problem, Stats
 from volctl.config import BackendConfig
-from volctl.db import volumes
+from volctl.db import image_cache, volumes
 from volctl.errors import BackendError, NoBackendError, NoSpaceError, VolctlError
 from volctl.flows.context import Context
 from volctl.flows.create import CreateState
@@ -46,10 +46,6 @@ class Survey:
     def zone(self, name: str) -> str:
         return self.of(name).config.availability_zone
 
-    def promise(self, name: str, state: CreateState) -> int:
-        """Bytes that this create will write there and has not written yet."""
-        return state.physical if self.of(name).capabilities.thin else state.size
-
 
 def survey(env: Context) -> Survey:
     """Look at every backend; one that cannot be looked at is a problem of its own."""
@@ -77,15 +73,23 @@ def _look(env: Context, config: BackendConfig) -> Seen:
 
 def pools(tx: Connection, found: Survey) -> list[Pool]:
     """With the sums over our rows, as they are in this transaction."""
-    sums = volumes.sums_by_backend(tx)
+    sums, cached = volumes.sums_by_backend(tx), image_cache.sizes_by_backend(tx)
     promised: dict[str, int] = {}
     for seen in found.seen:
         more = sums.get(seen.config.name, (0, 0, 0))[2]
         promised[seen.free_space_key] = promised.get(seen.free_space_key, 0) + more
-    return [_pool(seen, sums.get(seen.config.name, (0, 0, 0)), promised[seen.free_space_key]) for seen in found.seen]
+    return [
+        _pool(
+            seen,
+            provisioned=sums.get(seen.config.name, (0, 0, 0))[0] + cached.get(seen.config.name, 0),
+            volumes=sums.get(seen.config.name, (0, 0, 0))[1],
+            promised=promised[seen.free_space_key],
+        )
+        for seen in found.seen
+    ]
 
 
-def _pool(seen: Seen, sums: tuple[int, int, int], promised: int) -> Pool:
+def _pool(seen: Seen, *, provisioned: int, volumes: int, promised: int) -> Pool:
     config = seen.config
     return Pool(
         name=config.name,
@@ -97,8 +101,8 @@ def _pool(seen: Seen, sums: tuple[int, int, int], promised: int) -> Pool:
         problems=seen.problems,
         pool_key=seen.pool_key,
         free_space_key=seen.free_space_key,
-        provisioned=sums[0],
-        volumes=sums[1],
+        provisioned=provisioned,
+        volumes=volumes,
         promised=promised,
         reserved_percentage=config.reserved_percentage,
         max_over_subscription_ratio=config.max_over_subscription_ratio,
@@ -141,9 +145,32 @@ def choose(tx: Connection, env: Context, found: Survey, state: CreateState) -> E
         excluded=tuple(failure["backend"] for failure in state.failures),
         same_backend=tuple(state.hints.get("same-backend", ())),
         different_backend=tuple(state.hints.get("different-backend", ())),
+        held_by=_holders(tx, state),
         name=state.name,
     )
     return schedule(pools(tx, found), request, policy(env))
+
+
+def _holders(tx: Connection, state: CreateState) -> tuple[str, ...]:
+    """The backends whose image cache has what is asked for."""
+    entries = image_cache.holding(tx, state.content) if state.content else []
+    return tuple(entry.backend for entry in entries if entry.status == image_cache.AVAILABLE)
+
+
+def promise(tx: Connection, found: Survey, state: CreateState) -> int:
+    """Bytes that this create will write to its backend and has not written yet."""
+    assert state.backend is not None
+    if not found.of(state.backend).capabilities.thin:
+        return state.size
+    return 0 if state.backend in _holders(tx, state) else state.physical
+
+
+def lacks(env: Context, name: str, size: int) -> str | None:
+    """What CapacityFilter has against that many bytes more on this backend."""
+    found = Survey((_look(env, next(config for config in env.backends.configs if config.name == name)),))
+    with env.store.read() as tx:
+        (verdict,) = schedule(pools(tx, found), Request(size=size), only_capacity()).backends
+    return verdict.reason
 
 
 def refusal(explanation: Explanation, state: CreateState) -> VolctlError:

@@ -14,6 +14,7 @@ from volctl.errors import ConfigError, ConflictError, ExistsError, ImageUnsafeEr
 from volctl.flows import pools, refs
 from volctl.flows.context import Context
 from volctl.flows.create import CreateState
+from volctl.images import content
 from volctl.images.gate import CheckedImage, check_fits
 from volctl.model import (
     MAX_SIZE,
@@ -201,9 +202,10 @@ def _image(env: Context, state: CreateState, request: CreateRequest) -> tuple[st
     if registered is not None and declared == "auto":
         declared = registered.format
     state.image = {"path": state.source["path"], "declared": declared, "checksum": request.checksum}
-    state.image["allow_device"] = request.allow_device
-    image = env.image(**state.image, size=state.size or None)
+    state.image["allow_device"] = request.allow_device or registered is not None  # asked for when it was registered
+    image = env.image(**state.image, size=state.size or None, cached=True)
     _check_unchanged(env, state, registered, image)
+    state.content = _content(image, registered)
     _image_size(state, image, min_disk)
     return wanted, min_disk
 
@@ -231,6 +233,14 @@ def _check_unchanged(env: Context, state: CreateState, registered: Image | None,
             f"the file of image {registered.label} has changed since it was registered",
             hint=f"look at it, then `volctl image refresh {registered.label}`",
         )
+
+
+def _content(image: CheckedImage, registered: Image | None) -> list[str]:
+    """What the content is called in the image cache; nothing for a device, which may change unseen."""
+    if image.is_device:
+        return []
+    digest = image.sha256 or (registered.sha256 if registered else None)
+    return [*([content.of_digest(digest)] if digest else []), content.of_file(image.identity)]
 
 
 def _image_size(state: CreateState, image: CheckedImage, min_disk: int) -> None:

@@ -11,7 +11,7 @@ from volctl.db import types, volumes
 from volctl.db.quotas import Usage
 from volctl.engine.task import Flow
 from volctl.errors import ConflictError
-from volctl.flows import pools
+from volctl.flows import cache, pools
 from volctl.flows.create import IN_FLIGHT, CreateRun, CreateState, CreateTask, fail_volume
 from volctl.model import round_up, to_json
 
@@ -37,7 +37,7 @@ class ScheduleCreateVolumeTask(CreateTask):
     """Filters and weighs; writes the backend and the whole explanation to the volume; casts the manager."""
 
     def gather(self, run: CreateRun) -> None:
-        run.found = pools.survey(run.env)
+        run.found = cache.survey(run)
 
     def record(self, tx: Connection, run: CreateRun) -> None:
         state = run.state
@@ -57,7 +57,7 @@ class ScheduleCreateVolumeTask(CreateTask):
             backend=state.backend,
             availability_zone=found.zone(state.backend),
             explanation=to_json(explanation),
-            promised=found.promise(state.backend, state),
+            promised=pools.promise(tx, found, state),
         )
         run.cast("volume_create_manager", state)
 

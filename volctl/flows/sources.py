@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 from volctl.backend import Backend
-from volctl.errors import BackendError, NotFoundError
+from volctl.errors import BackendError, NoSpaceError, NotFoundError
+from volctl.flows import cache
 from volctl.flows.context import Context
-from volctl.flows.create import CreateState
+from volctl.flows.create import CreateRun, CreateState
 from volctl.images.convert import copy_image, copy_raw
 from volctl.model import Object, SourceKind
 
 
-def fill(env: Context, state: CreateState) -> None:
-    """Make the volume on its backend; it is there, has its size and its content when this returns."""
+def fill(run: CreateRun) -> None:
+    """Make the volume on its backend; it is there, has its size and its content when this returns.
+
+    Where there is no room, once more without the images that are cached there.
+    """
+    assert run.state.backend is not None
+    try:
+        _fill(run)
+    except NoSpaceError:
+        if not cache.free(run.engine, run.state.backend):
+            raise
+        _fill(run)
+
+
+def _fill(run: CreateRun) -> None:
+    env, state = run.env, run.state
     backend = env.backends.get(state.backend)
     if state.image is not None:
-        _from_image(env, state, backend)
+        _from_image(run, backend)
     elif state.kind is SourceKind.BLANK:
         backend.create(state.object, state.size)
     else:
@@ -45,13 +60,18 @@ def _from_object(env: Context, state: CreateState, backend: Backend) -> None:
         copy_raw(content, target, progress)
 
 
-def _from_image(env: Context, state: CreateState, backend: Backend) -> None:
+def _from_image(run: CreateRun, backend: Backend) -> None:
+    """The first that works: clone the image in place, clone it from the cache, copy it."""
+    env, state = run.env, run.state
     assert state.image is not None
-    image = env.image(**state.image)
+    image = env.image(**state.image, cached=True)
     image.verify_unchanged()
-    if image.format == "raw" and backend.clone_image(image.fd, state.object, state.size):
+    if not image.packed and image.format == "raw" and backend.clone_image(image.fd, state.object, state.size):
         image.verify_unchanged()
         return
+    if cache.clone(run, backend, image):
+        return
+    image = env.image(**state.image, size=state.size)
     with backend.writing(state.object, state.size) as target:
         copy_image(image, target, lambda done, total: env.progress("convert", done, total))
 

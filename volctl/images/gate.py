@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -38,6 +39,8 @@ class CheckedImage:
     blocks that a raw file takes. `identity` is what `fstat` said: device, inode, size, mtime_ns,
     ctime_ns. `sha256` (hex) is None unless that was the checksum asked for. Of a `packed` image (gzip,
     xz, zstd) `fd` and the sizes are of what was unpacked, `identity` and `sha256` of the file as given.
+    `known`: an earlier check found all this, and the file is unchanged; `fd` is not read, and who means
+    to read it opens the image anew without `known`.
     """
 
     fd: int
@@ -49,6 +52,12 @@ class CheckedImage:
     identity: dict[str, int]
     sha256: str | None
     packed: str | None = None
+    known: bool = False
+
+    @property
+    def is_device(self) -> bool:
+        """A block device: its identity does not tell when its content changes."""
+        return self.identity["size"] == 0
 
     def __enter__(self) -> CheckedImage:
         return self
@@ -61,6 +70,22 @@ class CheckedImage:
         if not self.packed:  # what was unpacked has no name that somebody could write to
             _verify_same(self.fd, self.path, self.identity)
 
+    def verify_same(self, other: CheckedImage) -> None:
+        """`ImageUnsafeError` if the path led to another file before."""
+        if self.identity != other.identity:
+            raise _changed(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What an earlier check found in a file that has the same identity now. Sizes in bytes."""
+
+    format: str
+    virtual_size: int
+    data_size: int
+    sha256: str | None
+    packed: str | None
+
 
 def open_image(
     path: str,
@@ -69,13 +94,15 @@ def open_image(
     checksum: str | None = None,
     allow_device: bool = False,
     unpacking: Unpacking | None = None,
+    known: Callable[[dict[str, int]], Known | None] | None = None,
 ) -> CheckedImage:
     """Open and check the image at `path`; `declared` is its format's name or `auto`.
 
     `checksum` is `sha256:HEX` or `sha512:HEX`. A packed image is unpacked as `unpacking` says, refused
-    without. Raises `UsageError` for a wrong argument, `NotFoundError`, `AccessError`, `InUseError`
-    (somebody writes to it), and `ImageError` or one of its kinds for everything that the image itself
-    is guilty of.
+    without. What is `known` of a file of that identity is taken instead of another look, if it answers
+    all that is asked. Raises `UsageError` for a wrong argument, `NotFoundError`, `AccessError`,
+    `InUseError` (somebody writes to it), and `ImageError` or one of its kinds for everything that the
+    image itself is guilty of.
     """
     wanted = _declared(declared)
     expected = checksums.parse(checksum) if checksum is not None else None
@@ -83,7 +110,11 @@ def open_image(
     fd = _open(path)
     try:
         size = _size(fd, path, allow_device)
-        identity, magic, packer, digest = _identity(os.fstat(fd)), identify(fd, size), None, None
+        identity, packer, digest = _identity(os.fstat(fd)), None, None
+        if (found := known and known(identity)) and _answers(found, wanted, expected):
+            figures = (found.format, found.virtual_size, size, found.data_size, identity, found.sha256, found.packed)
+            return CheckedImage(fd, path, *figures, known=True)
+        magic = identify(fd, size)
         if unpacking and magic.format in packed.KINDS:
             packer = magic.format
             digest = checksums.verify(fd, path, size, expected) if expected else None
@@ -99,6 +130,11 @@ def open_image(
         os.close(fd)
         raise
     return image
+
+
+def _answers(found: Known, wanted: str | None, expected: checksums.Checksum | None) -> bool:
+    digest = expected is None or (expected.algorithm, expected.digest) == ("sha256", found.sha256)
+    return digest and wanted in (None, found.format)
 
 
 def _unpacked(fd: int, path: str, packer: str, how: Unpacking) -> tuple[int, int]:
@@ -170,9 +206,12 @@ def _identity(found: os.stat_result) -> dict[str, int]:
 
 def _verify_same(fd: int, path: str, identity: dict[str, int]) -> None:
     if _identity(os.fstat(fd)) != identity:
-        raise ImageUnsafeError(
-            f"the image {path} was changed while it was used", hint="try again when nobody writes to it"
-        )
+        raise _changed(path)
+
+
+def _changed(path: str) -> ImageUnsafeError:
+    said = f"the image {path} was changed while it was used"
+    return ImageUnsafeError(said, hint="try again when nobody writes to it")
 
 
 def _format(path: str, magic: Magic, wanted: str | None) -> str:

@@ -126,7 +126,8 @@ class CapacityFilter(Filter):
         if available(pool) is None and pool.reserved_percentage > 0:
             return f"its total is unknown, so {pool.reserved_percentage} % of it cannot be kept in reserve"
         if is_thin(pool, request):
-            return _refuse_thin(pool, size_on(pool, request)) or _refuse_free(pool, request.physical, " at once")
+            physical = 0 if pool.name in request.held_by else request.physical
+            return _refuse_thin(pool, size_on(pool, request)) or _refuse_free(pool, physical, " at once")
         size = size_on(pool, request)
         return _refuse_thick(pool, size) or _refuse_free(pool, size, "")
 

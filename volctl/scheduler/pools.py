@@ -45,7 +45,8 @@ class Request:
 
     `physical` is what this create will write at once, `backend` the one asked for by name,
     `source_backend` the one that holds the source, `excluded` those that were tried and failed,
-    `same_backend` and `different_backend` those that the hints lead to.
+    `same_backend` and `different_backend` those that the hints lead to, `held_by` those that hold the
+    image and only share its blocks.
     """
 
     size: int
@@ -59,6 +60,7 @@ class Request:
     excluded: tuple[str, ...] = ()
     same_backend: tuple[str, ...] = ()
     different_backend: tuple[str, ...] = ()
+    held_by: tuple[str, ...] = ()
     name: str | None = None
 
 

@@ -12,6 +12,7 @@ from volctl.errors import MissingError
 from volctl.flows import pools
 from volctl.model import BackendDetails, BackendState, Json
 from volctl.scheduler import Pool
+from volctl.service import image_cache
 from volctl.service.session import Session
 
 
@@ -31,7 +32,13 @@ def show(session: Session, name: str) -> BackendDetails:
     options = {key: value for key, value in asdict(config).items() if key not in ("name", "kind", "builtin", "options")}
     details = {} if state.problems and state.total is None else backend.details()
     details = {**details, "qemu_img_confined_by": confine.in_force()}
-    return BackendDetails(**_fields(state), options=options | dict(config.options), tools=tools, details=details)
+    return BackendDetails(
+        **_fields(state),
+        options=options | dict(config.options),
+        tools=tools,
+        details=details,
+        image_cache=image_cache.state_of(session, backend),
+    )
 
 
 def check(session: Session) -> list[BackendState]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from volctl.db import quotas, snapshots, volumes
 from volctl.engine import journal
 from volctl.errors import AmbiguousError, ConflictError, NotFoundError, VolctlError
-from volctl.flows import refs
+from volctl.flows import image_cache, refs
 from volctl.model import FlowDetails, FlowRun, Status
 from volctl.service.session import Session
 
@@ -90,6 +90,7 @@ def abandon(session: Session, ref: str) -> FlowRun:
 def _close(tx: Connection, row: RowMapping) -> None:
     """What was in the middle of something is in `error`; a reservation of the flow is given back."""
     quotas.release(tx, row["state"].get("reservation"))
+    image_cache.close(tx, row["object_id"])
     fault = {"code": "conflict", "message": f"flow {row['id']} ({row['name']}) was abandoned by the operator"}
     volume, snapshot = volumes.find(tx, row["object_id"]), snapshots.find(tx, row["object_id"])
     if volume is not None and volume.status in IN_BETWEEN:

@@ -14,6 +14,7 @@ from volctl.flows.image import ImageDeleteState, ImageState
 from volctl.flows.save import SaveState
 from volctl.images.save import FORMATS
 from volctl.model import Image, Json, Source, SourceKind, Status, check_name, parse_size, to_json
+from volctl.service import image_cache
 from volctl.service.session import Session
 from volctl.service.volumes import source_lock
 
@@ -102,8 +103,10 @@ def refresh(session: Session, ref: str) -> Image:
         values = {"format": image.format, "size": image.file_size, "virtual_size": image.virtual_size}
         values |= {"sha256": image.sha256, "identity": image.identity}
     with session.store.write() as tx:
+        before = images.internals(tx, found.id)["identity"]
         images.change(tx, found.id, status=Status.AVAILABLE, **values)
         events.add(tx, "image.refresh", found.id, str(uuid.uuid4()), {"location": found.location})
+    image_cache.forget(session, before)
     return show(session, found.id)
 
 
@@ -152,6 +155,8 @@ def delete(session: Session, ref: str) -> None:
     """Forget an image; our own copy goes, a file in place stays."""
     found = show(session, ref)
     with session.store.read() as tx:
-        owned = images.internals(tx, found.id)["owned"]
+        had = images.internals(tx, found.id)
+    state = ImageDeleteState(found.id, had["owned"])
     with session.locked({found.id: EXCLUSIVE}) as locks:
-        session.engine.start("image_delete", ImageDeleteState(found.id, owned), object_id=found.id, locks=locks)
+        session.engine.start("image_delete", state, object_id=found.id, locks=locks)
+    image_cache.forget(session, had["identity"])
