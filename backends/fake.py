@@ -17,8 +17,8 @@ Files in the directory, so that a test can change them while other processes run
 
 - `fail`: {"create": "the message", "clone": {"error": "no_space", "message": "…", "times": 2,
   "after": true, "pause": 0.5, "untouched": true}}; all parts optional; `error` is a code of volctl.errors
-  (default `backend`), `after` fails when the work is done, `pause` waits first; without the others it only
-  waits, `after` too.
+  (default `backend`), `after` fails when the work is done, `pause` waits first; but for `times` and `after`
+  alone, it only waits.
 - `stats`: {"free": 0, "data_percent": 96.5} replaces parts of `Stats`; null is unknown, Infinity is.
 - `device-<id>`, `device-ro-<id>`: the device of an attached volume, a link to its file; a reboot unlinks it.
 - `calls`: one line of JSON for every call: {"call": "clone", "objects": ["volume-…", "volume-…"]}.
@@ -252,7 +252,7 @@ def _count_down(fd: int, call: str) -> dict[str, Any]:
 
 def _obey(order: dict[str, Any], call: str) -> None:
     interrupt.pause(order.get("pause", 0))
-    if order.keys() not in ({"pause"}, {"pause", "after"}, set()):
+    if order and order.keys() - {"times", "after"} != {"pause"}:
         code = order.get("error", "backend")
         error = _errors(errors.VolctlError)[code](order.get("message", f"{call} was ordered to fail"))
         error.untouched = order.get("untouched", False)

@@ -86,7 +86,7 @@ class Loop(Shelf):
         progress(length, length)
 
     def clone_image(self, image: int, target: Object, size: int) -> bool:
-        if self._preallocate:
+        if self._preallocate or not files.can_share(image, self._directory.path):
             return False
         with self._directory.opened(f"create {target.name}") as place:
             with place.fresh(target.name, self._ownership) as fd:

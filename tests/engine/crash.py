@@ -84,6 +84,7 @@ class Rig:
     names: tuple[str, ...] = ("a", "b")
     kind: str = "fake"
     options: str = ""
+    place: Path | None = None
     path: str | None = None
 
     @property
@@ -180,7 +181,7 @@ class Rig:
     @contextmanager
     def copy(self) -> Iterator[Rig]:
         """The same world elsewhere."""
-        with scratch() as root:
+        with scratch(self.place) as root:
             shutil.copytree(self.root, root, dirs_exist_ok=True, symlinks=True)
             copied = replace(self, root=root, foreign={})
             copied.configure()
@@ -202,10 +203,10 @@ class Rig:
 
 
 @contextmanager
-def scratch() -> Iterator[Path]:
-    """A directory in memory, where there is one: what is tested here needs no disk."""
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    root = Path(tempfile.mkdtemp(prefix="volctl-crash-", dir=memory))
+def scratch(place: Path | None = None) -> Iterator[Path]:
+    """A directory at `place`, or in memory, where there is one: most of what is tested here needs no disk."""
+    memory = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None
+    root = Path(tempfile.mkdtemp(prefix="volctl-crash-", dir=place or memory))
     try:
         yield root
     finally:
@@ -218,10 +219,12 @@ def noise(path: Path, size: int, seed: int) -> Content:
 
 
 @contextmanager
-def empty(zygote: Zygote, *names: str, kind: str = "fake", options: str = "") -> Iterator[Rig]:
+def empty(
+    zygote: Zygote, *names: str, kind: str = "fake", options: str = "", place: Path | None = None
+) -> Iterator[Rig]:
     """Prepared pools with strangers' files in them, and no volume."""
-    with scratch() as root:
-        rig = Rig(zygote, root, {}, names=names, kind=kind, options=options)
+    with scratch(place) as root:
+        rig = Rig(zygote, root, {}, names=names, kind=kind, options=options, place=place)
         rig.configure()
         for name, path in rig.pools.items():
             path.mkdir()
@@ -235,12 +238,12 @@ def empty(zygote: Zygote, *names: str, kind: str = "fake", options: str = "") ->
 
 
 @contextmanager
-def furnished(zygote: Zygote, kind: str = "fake", options: str = "") -> Iterator[Rig]:
+def furnished(zygote: Zygote, kind: str = "fake", options: str = "", place: Path | None = None) -> Iterator[Rig]:
     """Volume `src` (2 MiB) with snapshots `snap` and `other`, written to since; a bystander; images.
 
-    `options` are lines of TOML for each backend.
+    `options` are lines of TOML for each backend. All but the images' files is at `place`.
     """
-    with scratch() as sources, empty(zygote, "a", "b", kind=kind, options=options) as rig:
+    with scratch() as sources, empty(zygote, "a", "b", kind=kind, options=options, place=place) as rig:
         then, now = noise(sources / "then", 3 * MiB // 2, 1), noise(sources / "now", 2 * MiB, 2)
         image = noise(sources / "disk.raw", MiB, 3)
         _write_images(sources)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from tests.engine.crash import Ended, Rig
+from tests.engine.crash import Ended, Rig, Zygote, furnished
 from tests.engine.test_kill_matrix import Case, kill_everywhere, made, settle_killed_everywhere
 
 CREATE = "create v --from-image QCOW2 --size 3M"
@@ -87,3 +89,11 @@ def test_killed_at_any_point_the_next_command_finds_no_leak(caching_world: Rig, 
 @pytest.mark.parametrize(("name", "least"), [("fill", 20), ("evict", 20)])
 def test_a_settle_that_is_killed_is_settled_by_the_next(caching_world: Rig, name: str, least: int) -> None:
     settle_killed_everywhere(caching_world, CASES[name], least)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("reflink_mount", ["xfs"], indirect=True)
+@pytest.mark.parametrize("name", ["fill", "clone"])
+def test_the_same_where_files_share_blocks(zygote: Zygote, reflink_mount: Path, name: str) -> None:
+    with furnished(zygote, "loop", place=reflink_mount) as world:
+        kill_everywhere(world, CASES[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -86,7 +87,6 @@ def test_a_limit_of_nothing_turns_it_off(caching: Rig, limit: str) -> None:
 
 
 def test_content_that_is_known_by_its_sha256_is_found_in_another_file(caching: Rig, tmp_path: Path) -> None:
-    import hashlib
 
     digest = hashlib.sha256(Path(caching.qcow2).read_bytes()).hexdigest()
     create(caching, "v", "--checksum", f"sha256:{digest}")
@@ -139,7 +139,7 @@ def test_who_waits_gives_up_at_its_timeout_and_not_before(caching: Rig) -> None:
 
 
 def test_who_waits_for_one_that_dies_settles_it_and_fills(caching: Rig) -> None:
-    caching.order("a", written={"pause": 2, "times": 1})
+    caching.order("a", written={"pause": 20, "times": 1})
     first = caching.start("create", "v", "--from-image", caching.qcow2)
     wait_for(lambda: bool(calls(caching, "written")))
     (begun,) = caching.cached()
@@ -181,14 +181,15 @@ def test_what_fails_in_the_cache_does_not_fail_the_create(caching: Rig, call: st
 
 
 def test_a_fault_of_the_image_is_a_fault_of_the_image(caching: Rig, tmp_path: Path) -> None:
-    image = Path(another(caching, tmp_path, 1))
-    caching.order("a", written={"pause": 1, "times": 1})
-    pid = caching.start("create", "v", "--from-image", str(image), "--json")
+    image = another(caching, tmp_path, 1)
+    caching.order("a", writing={"pause": 5, "times": 1})
+    pid = caching.start("create", "v", "--from-image", image, "--json")
     wait_for(lambda: bool(calls(caching, "writing")))
     os.utime(image)
     done = caching.join(pid)
-    assert done.status in (0, 7)  # changed before or after the copy
-    assert caching.check(v=caching.contents["image"]) == []
+    assert done.status == 7 and caching.fault("v")[0] == "image_unsafe"
+    assert len(calls(caching, "writing")) == 1 and caching.cached() == []
+    assert check(caching) == []
 
 
 def test_the_least_recently_used_goes_first(caching: Rig, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from volctl.files.directory import (
 )
 from volctl.files.holders import device_holders, holders, know_locks
 from volctl.files.listing import Seen, seen
-from volctl.files.sparse import allocate, copy, grow, reflink, reflinks
+from volctl.files.sparse import allocate, can_share, copy, grow, reflink, reflinks
 
 __all__ = [
     "MARKER",
@@ -26,6 +26,7 @@ __all__ = [
     "Place",
     "Seen",
     "allocate",
+    "can_share",
     "copy",
     "device_holders",
     "directory_option",

@@ -34,13 +34,19 @@ def reflink(source: int, target: int) -> bool:
 
 
 def reflinks(directory: Path) -> bool:
-    """Whether files there can share blocks: tried with two nameless files, which no crash leaves behind."""
+    """Whether files there can share blocks: tried with nameless ones, which no crash leaves behind."""
     try:
-        with (
-            os_open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC) as source,
-            os_open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC) as target,
-        ):
+        with os_open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC) as source:
             os.write(source, b"volctl" * 1000)
+            return can_share(source, directory)
+    except OSError:
+        return False
+
+
+def can_share(source: int, directory: Path) -> bool:
+    """Whether a new file there could share the blocks of an open file; tried with a nameless one."""
+    try:
+        with os_open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC) as target:
             return reflink(source, target)
     except OSError:
         return False
