@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
 import shutil
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -354,3 +356,33 @@ def test_an_eviction_that_fails_in_a_task_is_undone_or_completed(caching: Rig, p
         caching.run("flow", "retry", open_flows[0]["id"], status=0)
     assert bool(caching.cached()) != bool(open_flows)
     assert check(caching, "v") == []
+
+
+def test_doctor_knows_what_is_cached(caching: Rig) -> None:
+    create(caching, "v")
+    assert caching.run("doctor", "--json", status=0).json() == []
+    (entry,) = caching.cached()
+    object_of(caching, entry).unlink()
+    stranger = caching.pools["a"] / f"image-{uuid.uuid4()}"
+    stranger.write_bytes(b"nobody's")
+    found = caching.run("doctor", "--json", status=12).json()
+    assert {(line["kind"], line["object"]) for line in found} == {
+        ("cached_image", f"image-{entry['id']}"),
+        ("orphan", stranger.name),
+    }
+    caching.run("doctor", "--fix", "-y", status=0)
+    assert caching.cached() == [] and not stranger.exists()
+    assert check(caching, "v") == []
+
+
+def test_a_packed_image_is_unpacked_once(caching: Rig, tmp_path: Path) -> None:
+    source = caching.contents["image"].source
+    assert source is not None
+    packed = tmp_path / "disk.raw.gz"
+    packed.write_bytes(gzip.compress(source.read_bytes()))
+    for name in "vw":
+        caching.run("create", name, "--from-image", str(packed), status=0)
+    (entry,) = caching.cached()
+    assert (entry["format"], entry["packed"]) == ("raw", "gzip")
+    assert len(calls(caching, "writing")) == 1 and len(calls(caching, "clone")) >= 2
+    assert check(caching, "v", "w") == []

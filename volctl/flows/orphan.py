@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from volctl.backend import Backend
-from volctl.db import events, snapshots, volumes
+from volctl.db import events, image_cache, snapshots, volumes
 from volctl.engine.run import Run
 from volctl.engine.task import Direction, Flow, Task
 from volctl.errors import ConflictError, InUseError, VolctlError
@@ -107,6 +107,9 @@ def counted_on(tx: Connection, target: Object, backend: str) -> bool:
         volume = volumes.find(tx, target.id)
         never = volume is not None and volume.status is Status.ERROR and volume.available_at is None
         return volume is not None and volume.backend == backend and not never
+    if target.kind == "image":
+        entry = image_cache.find(tx, target.id)
+        return entry is not None and entry.backend == backend
     snapshot = snapshots.find(tx, target.id)
     volume = volumes.find(tx, snapshot.volume_id) if snapshot else None
     return volume is not None and volume.backend == backend

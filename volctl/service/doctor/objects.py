@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from volctl.db import snapshots, volumes
+from volctl.db import image_cache, snapshots, volumes
 from volctl.engine import journal
 from volctl.engine.locks import LockSet
 from volctl.flows.attach import attachment
 from volctl.flows.extend import ExtendState
+from volctl.flows.image_cache import EvictState
 from volctl.flows.orphan import OrphanState, counted_on
 from volctl.model import Json, Object, Status, Volume, format_size, round_up
 from volctl.service.doctor.difference import (
@@ -89,6 +90,33 @@ class SnapshotObject(Difference):
         fault = {"code": "backend", "message": self.problem}
         with session.store.write() as tx:
             snapshots.transition(tx, self.id, (Status.AVAILABLE,), Status.ERROR, new_request(), fault=fault)
+
+
+@dataclass(slots=True)
+class CachedImageObject(Difference):
+    """An image-volume of the cache is gone, has another size than its row, or was left in the middle of something."""
+
+    kind = "cached_image"
+    status: str = field(default="", init=False)
+
+    def look(self, session: Session) -> bool:
+        with session.store.read() as tx:
+            entry = image_cache.find(tx, self.id or "")
+        if entry is None or worked_on(session, entry.id):
+            return False
+        size = size_of(backend_of(session, entry.backend), entry.object)
+        self.status, self.fix = entry.status, "let go of it"
+        if entry.status != image_cache.AVAILABLE:
+            self.problem = f"cached image {self.object} is {entry.status}, but nothing is done to it"
+        elif size is None:
+            self.problem = f"cached image {self.object} is not there"
+        else:
+            self.problem = f"cached image {self.object} has {size} bytes, its row says {entry.size}"
+        return (entry.status, size) != (image_cache.AVAILABLE, entry.size)
+
+    def repair(self, session: Session, locks: LockSet) -> None:
+        state = EvictState(self.id or "", self.backend or "", self.status)
+        session.engine.start("image_cache_evict", state, object_id=self.id, locks=locks)
 
 
 @dataclass(slots=True)

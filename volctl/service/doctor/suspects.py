@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
 from volctl.backend import Listing
-from volctl.db import images, quotas, snapshots, types, volumes
+from volctl.db import image_cache, images, quotas, snapshots, types, volumes
+from volctl.db.image_cache import CachedImage
 from volctl.db.store import leftovers, remove_files
 from volctl.engine import journal
 from volctl.engine.locks import EXCLUSIVE
@@ -32,6 +33,7 @@ class _View:
     volumes: dict[str, Volume]
     snapshots: dict[str, Snapshot]
     images: list[Image]
+    cached: dict[str, CachedImage]
     types: set[str]
     stored: set[str]
     flows: list[rows.StuckFlow]
@@ -41,8 +43,9 @@ class _View:
     def size(self, backend: str | None, target: Object) -> int | None:
         """Bytes of an object; None if it is not there. Of what cannot be seen, what its row says."""
         if backend not in self.listings:
-            row = (self.volumes if target.kind == "volume" else self.snapshots)[target.id]
-            return row.size
+            rows_of: Mapping[str, Mapping[str, Volume | Snapshot | CachedImage]]
+            rows_of = {"volume": self.volumes, "snap": self.snapshots, "image": self.cached}
+            return rows_of[target.kind][target.id].size
         found = self.listings[backend].objects.get(target)
         return found.size if found else None
 
@@ -60,7 +63,7 @@ def suspects(session: Session) -> Iterator[Difference]:
         view = _view(tx, listings, stored)
     yield from unusable
     yield from view.flows
-    for look in (_types, _snapshots, _volumes, _attachments, _devices, _alone, _strays, _images):
+    for look in (_types, _snapshots, _volumes, _cached, _attachments, _devices, _alone, _strays, _images):
         yield from look(session, view)
     for name in view.reservations:
         yield rows.Reservation(name, name)
@@ -103,6 +106,7 @@ def _view(tx: Connection, listings: dict[str, Listing], stored: set[str]) -> _Vi
         {volume.id: volume for volume in every},
         {snapshot.id: snapshot for snapshot in taken},
         images.listing(tx),
+        {entry.id: entry for entry in image_cache.listing(tx)},
         {found.name for found in types.listing(tx)},
         stored,
         flows,
@@ -140,6 +144,13 @@ def _volumes(session: Session, view: _View) -> Iterator[Difference]:
             yield rows.BackendUnknown(*about, problem=said)
         elif volume.status in HOLDING and view.size(volume.backend, target) != volume.size:
             yield objects.VolumeObject(*about)
+
+
+def _cached(session: Session, view: _View) -> Iterator[Difference]:
+    for entry in view.cached.values():
+        broken = entry.status != image_cache.AVAILABLE or view.size(entry.backend, entry.object) != entry.size
+        if broken and session.env.backends.has(entry.backend):
+            yield objects.CachedImageObject(entry.object.name, entry.id, None, entry.backend, {entry.id: EXCLUSIVE})
 
 
 def _attachments(session: Session, view: _View) -> Iterator[Difference]:
@@ -181,6 +192,9 @@ def _counted_on(view: _View, target: Object, backend: str) -> bool:
         volume = view.volumes.get(target.id)
         never = volume is not None and volume.status is Status.ERROR and volume.available_at is None
         return volume is not None and volume.backend == backend and not never
+    if target.kind == "image":
+        entry = view.cached.get(target.id)
+        return entry is not None and entry.backend == backend
     snapshot = view.snapshots.get(target.id)
     return snapshot is not None and view.backend_of(snapshot) == backend
 
