@@ -21,11 +21,10 @@ IN_FLIGHT = (Status.CREATING, Status.DOWNLOADING)
 class CreateState:
     """The request spec: what was asked, what was made of it, what was tried. Sizes in bytes.
 
-    `tree` is the volume whose lock the new one's files need, too.
-    `image` holds what opens the image again (path, declared, checksum, allow_device), `content` what
-    its content is called in the image cache, best name first, and `cached` the entry there that the
-    volume was cloned from. `physical` is what the create writes at once. `failures` are attempts:
-    backend, error, code, exit.
+    `tree` is the volume whose lock the new one's files need, too. `image` holds what opens the image
+    again (path, declared, checksum, allow_device), `content` what its content is called in the image
+    cache, best name first, and `cached` the entry there that the volume was cloned from. `physical` is
+    what the create writes at once. `failures` are attempts: backend, error, code, exit.
     """
 
     volume_id: str
