@@ -1,11 +1,12 @@
 # Every target sets up what it needs; the second time that costs nothing.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lvm bench lint clean
+.PHONY: help demo test test-lvm torture bench lint clean
 
 help:
 	@echo 'make demo    a 10 GiB volume from a real Debian image, step by step'
 	@echo 'make test    everything that is checked: lint, types, import rules, tests'
 	@echo 'make test-lvm  everything on real LVM in the virtual machine (an hour)'
+	@echo 'make torture kills, failing system calls, full disks, crowds, for half an hour'
 	@echo 'make bench   how fast it is, beside the bars'
 	@echo 'make lint    format, lint, types and import rules only'
 	@echo 'make clean   remove what the above made in this directory'
@@ -19,6 +20,9 @@ test: lint
 
 test-lvm: lint
 	VOLCTL_ROOT_SUITE=tests/root .venv/bin/python -m pytest tests/system/test_vm.py $(PYTEST)
+
+torture:
+	@scripts/torture $(TORTURE)
 
 lint:
 	@scripts/bootstrap test

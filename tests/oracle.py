@@ -15,7 +15,7 @@ import os
 import re
 import sqlite3
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -336,12 +336,13 @@ def _leftovers(world: World, tables: dict[str, list[Row]]) -> Iterator[str]:
     for name in sorted(set(os.listdir(locks)) - living if locks.is_dir() else ()):
         yield f"locks/{name} is left, but there is no such object"
     roots = [os.path.realpath(path) for path in (world.state, *world.pools.values())]
-    yield from _machine(roots)
+    attached = {row["id"] for row in tables["volumes"] if row["status"] == "in-use"} | world.stuck
+    yield from _machine(roots, attached)
 
 
-def _machine(roots: list[str]) -> Iterator[str]:
+def _machine(roots: list[str], attached: Set[str]) -> Iterator[str]:
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
-        if (file := _read(backing)) and _under(file, roots):
+        if (file := _read(backing)) and _under(file, roots) and file.rpartition("volume-")[2] not in attached:
             yield f"{backing.parent.parent.name} is still attached to {file}"
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         if _under(line.split()[4], roots):

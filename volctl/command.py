@@ -127,10 +127,10 @@ def _start(
 
     interrupt.check()
     interrupt.end_children = _end_all
-    for fd in fds:
-        os.set_inheritable(fd, True)
     child = _Child(None, threading.Event(), [], [])
     try:
+        for fd in fds:
+            os.set_inheritable(fd, True)
         child.process = sh.Command(argv[0])(
             *argv[1:],
             _bg=True,

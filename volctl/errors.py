@@ -35,6 +35,8 @@ sentence and, where there is one, what to do next.
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import Any, ClassVar
 
 
@@ -185,3 +187,20 @@ class Cancelled(VolctlError):
 
 
 INTERRUPTIONS = (TimedOut, Cancelled)
+
+
+def of_os(error: OSError, doing: str) -> VolctlError:
+    """What the system's error is to who wanted to do `doing`."""
+    said = f"cannot {doing}: {error.strerror or error}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpaceError(said, hint="free some space, or choose another backend")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        why = "the file system is read-only" if error.errno == errno.EROFS else f"user {os.geteuid()} lacks the rights"
+        return AccessError(said, hint=why)
+    return BackendError(said)
+
+
+def is_of_the_system(error: BaseException) -> bool:
+    """Is it the system that fails (no room, no rights, a broken disk), and no mistake of ours?"""
+    system = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+    return isinstance(error, OSError) and error.errno in system

@@ -48,7 +48,12 @@ class Zygote:
 
     def __init__(self, *modules: str) -> None:
         words = [sys.executable, "-m", "tests.engine.zygote", *modules]
-        env = {"PYTHONPATH": str(REPO), "PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"}
+        env = {
+            **({"VOLCTL_DEBUG": "1"} if os.environ.get("VOLCTL_DEBUG") else {}),
+            "PYTHONPATH": str(REPO),
+            "PATH": os.environ.get("PATH", os.defpath),
+            "LC_ALL": "C.UTF-8",
+        }
         self._process = subprocess.Popen(
             words, cwd=REPO, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -95,17 +100,27 @@ class Rig:
     def pools(self) -> dict[str, Path]:
         return {name: self.root / name for name in self.names}
 
+    def words(self, line: str) -> list[str]:
+        """A command line; QCOW2 and RAW in it are the images' files, ROOT the world's directory."""
+        source = self.contents["image"].source
+        assert source is not None
+        places = {"QCOW2": source.with_name("disk.qcow2"), "RAW": source, "ROOT": self.root}
+        for word, path in places.items():
+            line = line.replace(word, str(path))
+        return line.split()
+
     def start(self, *argv: str, **order: Any) -> int:
+        """`die_at`, `files`, `signals`, `inject`, `wait`, `group` as the zygote takes them; `env` adds variables."""
         env = {"VOLCTL_STATE_DIR": str(self.state), "VOLCTL_CONFIG": str(self.root / "config.toml")}
         if self.path:
             env["PATH"] = self.path
-        return self.zygote.start({"argv": argv, "env": env, **order})
+        return self.zygote.start({"argv": argv, **order, "env": env | order.get("env", {})})
 
     def join(self, pid: int) -> Ended:
         return self.zygote.join(pid)
 
     def run(self, *argv: str, status: int | None = None, **order: Any) -> Ended:
-        """One command to its end. `die_at`, `files`, `signals`, `inject` as the zygote takes them."""
+        """One command to its end."""
         done = self.join(self.start(*argv, **order))
         if status is not None:
             assert done.status == status, f"{' '.join(argv)}: exit {done.status}, not {status}\n{done.err}"
@@ -125,10 +140,13 @@ class Rig:
         told = self.run("quota", "show", "--json")
         if told.status:
             return [f"the next command: exit {told.status}: {told.err}"]
+        return self.judge(told, *stuck, **contents)
+
+    def judge(self, quota: Ended, *stuck: str, **contents: Content) -> list[str]:
+        """The oracle alone, given what `quota show --json` said after all others had ended."""
+        contents = {**self.contents, **contents}
         return oracle.check(
-            oracle.World(
-                self.state, self.pools, {**self.contents, **contents}, self.foreign, frozenset(stuck), told.json()
-            )
+            oracle.World(self.state, self.pools, contents, self.foreign, frozenset(stuck), quota.json())
         )
 
     def volume(self, name: str) -> Json | None:

@@ -39,13 +39,7 @@ class Case:
     """What objects read as at the end, other than at the beginning."""
 
     def words(self, rig: Rig) -> list[str]:
-        source = rig.contents["image"].source
-        assert source is not None
-        places = {"QCOW2": source.with_name("disk.qcow2"), "RAW": source, "ROOT": rig.root}
-        line = self.argv
-        for word, path in places.items():
-            line = line.replace(word, str(path))
-        return line.split()
+        return rig.words(self.argv)
 
     def contents(self, rig: Rig) -> dict[str, Content]:
         return {name: rig.contents[what] for name, what in self.reads_as.items()}
@@ -286,14 +280,22 @@ def test_the_same_on_loop_files(loop_world: Rig, name: str) -> None:
 
 
 def kill_everywhere(world: Rig, case: Case) -> None:
+    _, wrong = killed_everywhere(world, case)
+    assert not wrong, "\n".join(f"{where}: {found}" for where, found in wrong.items())
+
+
+def killed_everywhere(world: Rig, case: Case, first: bool = False) -> tuple[int, dict[str, list[str]]]:
+    """How many points there are, and what was wrong after which; `first` stops there."""
     whole = uncut(world, case)
-    wrong = {}
+    wrong: dict[str, list[str]] = {}
     for number in range(1, len(whole.points) + 1):
         with prepared(world, case) as rig:
             died = rig.run(*case.words(rig), files=True, die_at=number, status=KILLED, **case.order)
             if found := after(rig, case, died, whole):
                 wrong[f"{number}: {died.points[-1]}"] = found
-    assert not wrong, "\n".join(f"{where}: {found}" for where, found in wrong.items())
+        if wrong and first:
+            break
+    return len(whole.points), wrong
 
 
 @pytest.mark.parametrize(("name", "least"), SETTLES.items())

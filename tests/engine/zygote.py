@@ -117,6 +117,21 @@ def child(order: Json, writer: int, command: Command) -> NoReturn:
     os.dup2(command.err.fileno(), 2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ.update(order["env"])
+    if order.get("group"):
+        os.setpgid(0, 0)
+    if "wait" in order:
+        os.close(os.open(order["wait"], os.O_RDONLY))  # whoever traces it lets it go
+        os.close(writer)
+    else:
+        listen(order, writer)
+    status = volctl.cli.main(order["argv"])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def listen(order: Json, writer: int) -> None:
+    """Tell the points, and do at them what was ordered."""
     passed = Points(writer, order.get("die_at"), order.get("signals", {}))
     store.probe = passed
     for change in order.get("inject", ()):
@@ -125,10 +140,6 @@ def child(order: Json, writer: int, command: Command) -> NoReturn:
         listen_to_files(passed)
     if order.get("programs"):
         listen_to_programs(passed)
-    status = volctl.cli.main(order["argv"])
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
 
 
 def join(pid: int, command: Command) -> Outcome:

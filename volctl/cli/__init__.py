@@ -11,7 +11,7 @@ import os
 import sys
 
 from volctl.cli import stdout
-from volctl.errors import InternalError, VolctlError
+from volctl.errors import InternalError, VolctlError, is_of_the_system, of_os
 
 VERSION_OPTIONS = ("--version", "-V")
 READER_GONE = 141  # 128 + SIGPIPE: whoever read a stream has left, and there is nobody to tell
@@ -40,7 +40,8 @@ def _outcome(words: list[str]) -> tuple[int, VolctlError | None]:
     except stdout.ReaderGone:
         return 0, None
     except Exception as error:
-        return 1, _internal(error)
+        told = _system(error) if isinstance(error, OSError) and is_of_the_system(error) else _internal(error)
+        return told.exit, told
 
 
 def _run(words: list[str]) -> int:
@@ -58,6 +59,11 @@ def _tell(error: VolctlError, words: list[str]) -> None:
     from volctl.cli import stderr
 
     stderr.tell(error, as_json=stderr.wants_json(words))
+
+
+def _system(error: OSError) -> VolctlError:
+    """The disk is full or broken where nobody expected it; that is no mistake of ours."""
+    return of_os(error, f"use {error.filename}" if error.filename else "go on")
 
 
 def _internal(error: Exception) -> VolctlError:

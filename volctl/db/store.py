@@ -39,6 +39,8 @@ NETWORK_FILE_SYSTEMS = {
 }
 BUSY_SLICE = 0.25  # seconds SQLite waits by itself before we look for signals and the deadline
 BUSY_LIMIT = 60.0
+PAGE = 4096  # bytes; of SQLite and of its index in memory
+LEAST_ROOM = 1 << 20  # bytes; more than one command's transactions and the index take
 RECIPE = "restore it from a backup, or move it away to begin with an empty one"
 
 probe: Callable[[str], None] = lambda point: None
@@ -156,10 +158,18 @@ def open_store(path: Path, *, may_create: Callable[[], None] = lambda: None, tak
     or newer file, another host's, a network file system.
     """
     _refuse_network(path.parent)
+    _refuse_full(path)
     if not path.exists():
         _create(path, may_create)
     _refuse_garbage(path)
     return Store(path, _engine(path), take_over=take_over)
+
+
+def _refuse_full(path: Path) -> None:
+    """SQLite makes room for its index page by page; blocks that are smaller leave holes, and a hole is a SIGBUS."""
+    room = os.statvfs(path.parent)
+    if room.f_frsize < PAGE and room.f_bavail * room.f_frsize < LEAST_ROOM:
+        raise NoSpaceError(f"there is no room for the database {path}: less than 1 MiB is free", hint="free some space")
 
 
 def _refuse_garbage(path: Path) -> None:

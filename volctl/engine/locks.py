@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from volctl import command, interrupt
+from volctl import command, files, interrupt
 from volctl.errors import LockedError
 
 EXCLUSIVE, SHARED = "exclusive", "shared"
@@ -123,7 +123,8 @@ class LockDirectory:
         try:
             return os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            with files.translated(f"make the lock {path}"):
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             with suppress(FileNotFoundError):  # another command swept it meanwhile: `_lock` sees that, too
                 self._own(path)
             return descriptor
@@ -145,4 +146,5 @@ def _unlink(descriptor: int, path: Path) -> None:
     except BlockingIOError:
         return  # others share it: the last one unlinks
     if _same(descriptor, path):
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # what was done under it is done all the same; a sweep tries again
+            path.unlink()

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from volctl.errors import INTERRUPTIONS, VolctlError
+from volctl.errors import INTERRUPTIONS, VolctlError, is_of_the_system, of_os
 from volctl.model import Json
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ class Cause:
     def of(cls, error: BaseException) -> Cause:
         if isinstance(error, VolctlError):
             return cls(error.code, error.message, error.retryable, isinstance(error, INTERRUPTIONS))
+        if isinstance(error, OSError) and is_of_the_system(error):
+            return cls.of(of_os(error, "go on"))
         return cls("internal", f"{type(error).__name__}: {error}")
 
 

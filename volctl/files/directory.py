@@ -7,7 +7,6 @@ a symlink, so nothing can be redirected between two steps.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from volctl import interrupt
-from volctl.errors import AccessError, BackendError, ConfigError, ConflictError, NoSpaceError, VolctlError
+from volctl.errors import AccessError, BackendError, ConfigError, ConflictError, VolctlError, of_os
 from volctl.model import Object
 
 MARKER = ".volctl"
@@ -36,17 +35,7 @@ def translated(doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _failure(error, doing) from error
-
-
-def _failure(error: OSError, doing: str) -> VolctlError:
-    said = f"cannot {doing}: {error.strerror or error}"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpaceError(said, hint="free some space, or choose another backend")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        why = "the file system is read-only" if error.errno == errno.EROFS else f"user {os.geteuid()} lacks the rights"
-        return AccessError(said, hint=why)
-    return BackendError(said)
+        raise of_os(error, doing) from error
 
 
 @dataclass(frozen=True, slots=True)

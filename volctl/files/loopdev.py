@@ -124,7 +124,7 @@ def _allowed() -> Iterator[None]:
 def find(file: os.stat_result, mark: str, first: str | None = None) -> LoopDevice | None:
     """Our device over a file; `first` (such as `/dev/loop3`) is looked at before all others.
 
-    Without the right to ask a device for its mark, any device over the file is taken for ours.
+    A device over the file that cannot be asked for its mark is taken for ours.
     """
     names = [os.path.basename(first)] if first else []
     return next((device for name in names for device in _ours(file, mark, name)), None) or next(_ours(file, mark), None)
@@ -151,15 +151,14 @@ def marked(directory: str) -> Iterator[tuple[str, LoopDevice]]:
 
 
 def _mark(device: LoopDevice) -> str | None:
-    """None if it is not ours to ask."""
+    """None if it cannot be asked: it is not for us, or this is a bad moment."""
     try:
         with os_open(device.node, os.O_RDONLY | os.O_CLOEXEC) as at:
             name: bytes = _status(at)[_NAME]
             return name.rstrip(b"\0").decode(errors="replace")
-    except PermissionError:
-        return None
-    except OSError:
-        return ""  # detached meanwhile
+    except OSError as error:
+        detached = (errno.ENXIO, errno.ENODEV, errno.ENOENT)
+        return "" if error.errno in detached else None
 
 
 def _status(at: int) -> list[Any]:

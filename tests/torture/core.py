@@ -1,0 +1,129 @@
+"""What the parts of the torture share: what they may spend, what they found, and worlds of each backend."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from tests.engine.crash import Rig, Zygote, furnished
+
+PATIENCE = 60.0  # seconds for what must end by itself
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How much a part may do: `cases` at most, none begun after `seconds`; `seed` decides which."""
+
+    seed: int
+    seconds: float = 60.0
+    cases: int | None = None
+    begun: float = field(default_factory=time.monotonic)
+    stop_at_first: bool = False
+
+    def random(self, what: str) -> random.Random:
+        """A stream of its own for each purpose, so that more of one does not change another."""
+        return random.Random(f"{self.seed} {what}")
+
+    def share(self, whole: float, part: float) -> Budget:
+        """`part` of `whole` of what is left, from now on."""
+        left = max(0.0, self.begun + self.seconds - time.monotonic())
+        return replace(self, seconds=left * part / whole, begun=time.monotonic())
+
+    def limited(self, cases: int | None) -> Budget:
+        return replace(self, cases=cases)
+
+    def spent(self, tally: Tally) -> bool:
+        if self.stop_at_first and tally.wrong:
+            return True
+        return time.monotonic() > self.begun + self.seconds or (self.cases is not None and tally.runs >= self.cases)
+
+
+@dataclass(slots=True)
+class Tally:
+    """What was done: `runs`, of `total` where that is known, and every violation, a sentence each."""
+
+    runs: int = 0
+    total: int | None = None
+    wrong: list[str] = field(default_factory=list)
+    notes: dict[str, int] = field(default_factory=dict)
+    told: list[str] = field(default_factory=list)
+    """Sentences for the table."""
+
+    def add(self, where: str, found: Sequence[str]) -> None:
+        """One run, and what was wrong with it."""
+        self.runs += 1
+        self.wrong += [f"{where}: {sentence}" for sentence in found]
+
+    def note(self, what: str) -> None:
+        """Count what happened, for the table."""
+        self.notes[what] = self.notes.get(what, 0) + 1
+
+
+@contextmanager
+def worlds(kind: str) -> Iterator[Rig]:
+    """The furnished world on one kind of backend, with a warm process of its own."""
+    zygote = Zygote(f"backends.{kind}")
+    try:
+        with furnished(zygote, kind) as world:
+            yield world
+    finally:
+        zygote.close()
+
+
+@contextmanager
+def another(world: Rig) -> Iterator[Rig]:
+    """A copy of it; devices that a command attached are gone at the end."""
+    with world.copy() as rig:
+        try:
+            yield rig
+        finally:
+            detach(rig.root)
+
+
+def detach(root: Path) -> None:
+    for device in devices(root):
+        subprocess.run(["losetup", "-d", f"/dev/{device}"], check=False, stderr=subprocess.DEVNULL)
+
+
+def devices(root: Path) -> list[str]:
+    """Loop devices on files under `root`."""
+    found = Path("/sys/block").glob("loop*/loop/backing_file")
+    return [file.parent.parent.name for file in found if read(file).startswith(f"{root}/")]
+
+
+def read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""  # gone meanwhile
+
+
+def users(root: Path) -> list[int]:
+    """Processes, not ours, that have a file under `root` open."""
+    return [
+        pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if pid != os.getpid() and _uses(pid, root)
+    ]
+
+
+def _uses(pid: int, root: Path) -> bool:
+    try:
+        with os.scandir(f"/proc/{pid}/fd") as entries:
+            return any(os.readlink(entry.path).startswith(f"{root}/") for entry in entries)
+    except OSError:
+        return False
+
+
+def quiet(root: Path) -> bool:
+    """Wait until nobody works there any more; False if somebody goes on for too long."""
+    end = time.monotonic() + PATIENCE
+    while users(root):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.005)
+    return True

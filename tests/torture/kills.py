@@ -1,0 +1,114 @@
+"""Killed at any time: the command alone, with its children, or by signals; and again while settling."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from tests.engine.crash import Ended, Rig
+from tests.torture.core import Budget, Tally, another, quiet, worlds
+from tests.torture.verbs import VERBS, outcome
+
+AGAIN = 0.7  # how likely the command that settles is killed as well, and the one after it …
+SETTLING = ("list --json", "quota show --json", "create --size 1M", "flow list --json")
+POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def run(kind: str, budget: Budget) -> Tally:
+    """One random verb after another, each in a world of its own."""
+    tally = Tally()
+    with worlds(kind) as world:
+        usual = {line: _usual(world, line) for line in SETTLING}
+        usual |= {verb.argv: _usual(world, verb.argv, verb.prepare) for verb in VERBS.values()}
+        while not budget.spent(tally):
+            _one(world, budget.random(f"kill {tally.runs}"), usual, tally)
+    return tally
+
+
+def _usual(world: Rig, line: str, prepare: Callable[[Rig], object] = lambda rig: None) -> float:
+    """How long it takes when nobody kills it, in seconds."""
+    with another(world) as rig:
+        prepare(rig)
+        begun = time.monotonic()
+        rig.run(*rig.words(line), status=0)
+        return time.monotonic() - begun
+
+
+def _one(world: Rig, rng: random.Random, usual: dict[str, float], tally: Tally) -> None:
+    name = rng.choice(list(VERBS))
+    verb = VERBS[name]
+    with another(world) as rig:
+        verb.prepare(rig)
+        first, how = _attacked(rig, verb.argv, rng, usual[verb.argv])
+        said = [f"{name} by {how}: exit {first.status}"]
+        found = _told(first)
+        tally.note("survivors of their own kill" if first.status >= 0 else "killed")
+        while rng.random() < AGAIN:
+            line = rng.choice(SETTLING)
+            again, how = _attacked(rig, line, rng, usual[line])
+            found += _told(again)
+            said.append(f"{line} by {how}: exit {again.status}")
+            tally.note("killed while settling")
+        if not quiet(rig.root):
+            found.append("a process lives on")
+        found += outcome(rig, verb, first)
+    tally.add("; ".join(said), found)
+
+
+def _attacked(rig: Rig, line: str, rng: random.Random, usual: float) -> tuple[Ended, str]:
+    """Begin a command, and let something happen to it at a random time."""
+    pid = rig.start(*rig.words(line))
+    time.sleep(rng.uniform(0, 0.9 * usual))
+    how = rng.choice((_kill, _kill, _kill_all, _signal, _signals))
+    told = how(pid, rng, usual)
+    return rig.join(pid), told
+
+
+def _kill(pid: int, rng: random.Random, usual: float) -> str:
+    _send(pid, signal.SIGKILL)
+    return "kill"
+
+
+def _kill_all(pid: int, rng: random.Random, usual: float) -> str:
+    """What the kernel's memory killer or the end of a container does: nobody is left."""
+    for one in (pid, *descendants(pid)):
+        _send(one, signal.SIGKILL)
+    return "kill of all"
+
+
+def _signal(pid: int, rng: random.Random, usual: float) -> str:
+    number = rng.choice(POLITE)
+    _send(pid, number)
+    return number.name
+
+
+def _signals(pid: int, rng: random.Random, usual: float) -> str:
+    first = _signal(pid, rng, usual)
+    time.sleep(rng.uniform(0, usual / 4))
+    return f"{first} and {_signal(pid, rng, usual)}"
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def descendants(pid: int) -> list[int]:
+    """Children and theirs, as far as they still have their parents."""
+    found: list[int] = []
+    with suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/children") as file:
+                found += map(int, file.read().split())
+    return [each for child in found for each in (child, *descendants(child))]
+
+
+def _told(ended: Ended) -> list[str]:
+    """A signal's own exit code, whatever it met; done is done; and nothing else can go wrong here."""
+    allowed = {0, -signal.SIGKILL, *(128 + number for number in POLITE), *(-number for number in POLITE)}
+    found = [] if ended.status in allowed else [f"exit {ended.status}: {ended.err.strip()}"]
+    return [*found, ended.err] if "Traceback" in ended.err else found

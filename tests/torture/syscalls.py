@@ -1,0 +1,62 @@
+"""Every system call that changes something, one after another: killed before it, or made to fail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tests.engine.crash import KILLED, Ended, Rig
+from tests.torture.core import Budget, Tally, another, quiet, worlds
+from tests.torture.strace import QEMU, VOLCTL, Point, count, happened, traced
+from tests.torture.verbs import UNREADABLE, VERBS, Verb, outcome
+
+ACTIONS = ("signal=KILL", "error=ENOSPC", "error=EIO", "error=EINTR", "error=EDQUOT")
+CODES = {0, 6, 8, 9, 11}
+LIMIT = "10s"  # a qemu-img whose wake-ups fail waits for ever
+
+
+def run(kind: str, budget: Budget) -> Tally:
+    """In an order that the seed decides; with time enough, all of them. For a few cases not all are counted first."""
+    rng, names = budget.random("syscalls"), list(VERBS)
+    few = budget.cases is not None and budget.cases < 10 * len(names)
+    with worlds(kind) as world:
+        chosen = rng.sample(names, 1 + (budget.cases or 0) // 10) if few else names
+        points = [(name, point) for name in chosen for point in found(world, VERBS[name])]
+        tally = Tally(total=None if few else len(points))
+        rng.shuffle(points)
+        for name, point in points:
+            if budget.spent(tally):
+                break
+            hurt(world, name, point, tally)
+    return tally
+
+
+def found(world: Rig, verb: Verb) -> Iterator[Point]:
+    """Every point of a verb."""
+    for who in (VOLCTL, QEMU):
+        with another(world) as rig:
+            verb.prepare(rig)
+            numbers = count(rig, rig.words(verb.argv), who)
+        for call, times in numbers.items():
+            yield from (Point(who, call, number, action) for number in range(1, times + 1) for action in ACTIONS)
+
+
+def hurt(world: Rig, name: str, point: Point, tally: Tally) -> None:
+    """One verb in a world of its own, hurt at one point."""
+    verb = VERBS[name]
+    with another(world) as rig:
+        verb.prepare(rig)
+        ended, log = traced(rig, [*rig.words(verb.argv), "--timeout", LIMIT], point.who, point.expression)
+        wrong = [] if quiet(rig.root) else ["a process lives on"]
+        wrong += _told(ended, point) + outcome(rig, verb, ended)
+    if happened(point, log) or ended.status == KILLED:
+        tally.add(f"{name}, {point} (exit {ended.status})", wrong)
+    elif wrong:
+        tally.wrong += [f"{name}, {point} did not come: {sentence}" for sentence in wrong]
+
+
+def _told(ended: Ended, point: Point) -> list[str]:
+    if point.action == "signal=KILL" and point.who == VOLCTL:
+        return [] if ended.status == KILLED else [f"exit {ended.status}, though it was killed"]
+    if ended.status in CODES or (ended.status == 124 and point.who == QEMU):
+        return []
+    return [] if ended.status == 1 and UNREADABLE in ended.err else [f"exit {ended.status}: {ended.err.strip()}"]

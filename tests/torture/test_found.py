@@ -1,0 +1,55 @@
+"""What the torture found once, at the very point."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.engine.crash import Rig
+from tests.torture.core import Budget, Tally, worlds
+from tests.torture.full import Shortage, mounted, suffered
+from tests.torture.syscalls import found, hurt
+from tests.torture.verbs import VERBS
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture(scope="module")
+def on_loop() -> Iterator[Rig]:
+    with worlds("loop") as world:
+        yield world
+
+
+@pytest.mark.parametrize(
+    ("verb", "call", "last", "why"),
+    [
+        ("create", "unlink", 3, "a lock's file that stays made a create that was done fail"),
+        ("attach", "ioctl", 6, "a device that could not be asked for its mark was forgotten"),
+        ("detach", "ioctl", 10, "and one that should go stayed"),
+    ],
+    ids=lambda value: value if value in VERBS else "",
+)
+def test_a_call_that_fails_near_the_end(on_loop: Rig, verb: str, call: str, last: int, why: str) -> None:
+    points = [point for point in found(on_loop, VERBS[verb]) if (point.call, point.action) == (call, "error=EIO")]
+    tally = Tally()
+    for point in points[-last:]:
+        hurt(on_loop, verb, point, tally)
+    assert tally.runs == last
+    assert not tally.wrong, "\n".join([why, *tally.wrong])
+
+
+@pytest.mark.parametrize(
+    ("kind", "what", "left", "why"),
+    [
+        ("ext4", "inodes", 3, "a lock that could not be made was an internal error"),
+        ("ext4 of 1 KiB blocks", "blocks", 128, "SQLite's index in memory had a hole: SIGBUS"),
+    ],
+    ids=lambda value: value if value in ("blocks", "inodes") else "",
+)
+def test_no_room(on_loop: Rig, kind: str, what: str, left: int, why: str) -> None:
+    with mounted(kind) as mount:
+        wrong = suffered(
+            on_loop, "create-volume", Shortage(kind, "everything", what, left), mount, Budget(1).random("")
+        )
+    assert not wrong, "\n".join([why, *wrong])

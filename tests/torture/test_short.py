@@ -1,0 +1,76 @@
+"""A short form of each part of the torture: one seed that never changes, and one that is drawn and printed."""
+
+from __future__ import annotations
+
+import random
+import re
+
+import pytest
+
+from tests.conftest import REPO
+from tests.torture import report
+from tests.torture.core import Budget, Tally
+from tests.torture.parts import LINES, PARTS, Part
+from tests.torture.planted import PLANTS, Plant, caught
+
+CASES = {
+    ("syscalls", "loop"): 15,
+    ("kills", "loop"): 8,
+    ("kills", "fake"): 8,
+    ("mix", "loop"): 50,
+    ("mix", "fake"): 50,
+    ("full", "loop"): 12,
+    ("machine", "fake"): 60,
+    ("orphans", "loop"): 5,
+}
+"""Of each seed: seconds, not minutes."""
+SECONDS = 120.0  # for a machine that others use as well
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES, ids=map("-".join, CASES))
+def test_nothing_is_violated(name: str, kind: str) -> None:
+    part = next(part for part in PARTS if part.name == name)
+    if part.needs_root:
+        _needs_root()
+    for seed in (1, random.SystemRandom().randrange(10**6)):
+        _holds(part, kind, seed)
+
+
+def _needs_root() -> None:
+    from tests.conftest import IS_ROOT
+
+    if not IS_ROOT:
+        pytest.skip("needs root")
+
+
+def _holds(part: Part, kind: str, seed: int) -> None:
+    cases = CASES[part.name, kind]
+    again = f"scripts/torture --only {part.name} --backend {kind} --seed {seed} --cases {cases}"
+    print(again)
+    tally = part.run(kind, Budget(seed, SECONDS, cases))
+    assert not tally.wrong, "\n".join([*tally.wrong, f"again with: {again}"])
+    assert tally.runs
+
+
+@pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.what.replace(" ", "-"))
+def test_a_mistake_that_is_planted_is_caught(plant: Plant) -> None:
+    seconds, said = caught(plant, 1)
+    print(f"{plant.what}: caught by {plant.part} in {seconds:.1f} s: {said}")
+    assert said
+
+
+def test_the_table_keeps_what_was_not_run_again() -> None:
+    first, second = LINES[:2]
+    tally = Tally(runs=19, total=1900, wrong=["x"], notes={"killed": 3}, told=["as told"])
+    page = report.render(LINES, {first.key: report.cells(tally, 7)})
+    (row,) = [line for line in page.splitlines() if first.what in line and f"| {first.where} " in line]
+    assert re.search(r"\| 19 of 1900; 3 killed; as told +\| 1 +\| 7 +\| \d{4}-\d\d-\d\d +\|", row)
+    assert set(report.known(page)) == {first.key}
+    again = report.render(LINES, report.known(page) | {second.key: report.cells(Tally(runs=4), 8)})
+    assert row.split() == next(line for line in again.splitlines() if first.what in line).split()
+    assert page.count("not run") == len(LINES) - 1
+
+
+def test_the_page_has_every_line_and_nothing_by_hand() -> None:
+    page = (REPO / "docs" / "reliability.md").read_text()
+    assert page == report.render(LINES, report.known(page))
