@@ -31,7 +31,7 @@ from typing import Any, TypeVar
 
 from volctl import udev
 from volctl.backend import Attached, Backend, Capabilities, Info, Listing, Problem, Progress, Setup, Stats, Target
-from volctl.errors import BackendError, ExistsError, VolctlError
+from volctl.errors import BackendError, ExistsError, NoSpaceError, VolctlError
 from volctl.lvm import blocks, devices, look, placement, prepare, thick
 from volctl.lvm.commands import Group
 from volctl.lvm.group import Change, Session, owner
@@ -129,10 +129,22 @@ class Lvm(Backend):
         for fresh in (False, True):
             self._vg.remove(name, self._vg.see(fresh=fresh), self._options.clear)
             try:
-                return make()
+                with self._explaining():
+                    return make()
             except ExistsError as error:
                 failed = error
         raise failed
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        """Errors inside say what is wrong with the pool, if that is known."""
+        try:
+            yield
+        except (BackendError, NoSpaceError) as error:
+            found: VolctlError = error
+            with suppress(VolctlError):
+                found = placement.explained(self._options, self._vg.look(), error)
+            raise found from None
 
     @contextmanager
     def _made(self, target: Object, size: int, flags: int) -> Iterator[tuple[int, bool]]:
@@ -142,7 +154,8 @@ class Lvm(Backend):
         with ExitStack() as stack:
             opening = lambda: stack.enter_context(self._vg.opened(target.name, flags, group, make=blank))
             fd: int = self._begin(target.name, opening)
-            yield fd, thin
+            with self._explaining():
+                yield fd, thin
 
     def clone(self, source: Object, target: Object, size: int, progress: Progress) -> None:
         group = self._vg.see(fresh=False)

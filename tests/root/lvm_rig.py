@@ -9,7 +9,7 @@ from pathlib import Path
 
 from backends.lvm import Lvm
 from volctl.backend import Backend, Setup
-from volctl.model import Object
+from volctl.model import MiB, Object
 
 
 def run(*argv: str | Path, check: bool = True) -> str:
@@ -54,3 +54,14 @@ def active(pool: Backend, target: Object) -> Iterator[Path]:
 
 def lvs(group: str, select: str = "") -> list[str]:
     return words("lvs", "--noheadings", "-o", "lv_name", *(["-S", select] if select else []), group)
+
+
+def places(where: str) -> list[tuple[str, int, int]]:
+    """Where a group's LVs, or one LV, lie: disk, first byte, length. Extents are of 1 MiB."""
+    found = []
+    for area in words("lvs", "-a", "--noheadings", "-o", "seg_pe_ranges", where):
+        disk, _, extents = area.partition(":")
+        first, last = map(int, extents.split("-"))
+        begin = int(words("pvs", "--noheadings", "--units", "b", "--nosuffix", "-o", "pe_start", disk)[0])
+        found.append((disk, begin + first * MiB, (last + 1 - first) * MiB))
+    return found

@@ -12,7 +12,7 @@ import pytest
 
 from backends.lvm import Lvm
 from tests.backends.conformance import new, quiet, stranger
-from tests.root.lvm_rig import active, lvs, make, run, volume_group, words
+from tests.root.lvm_rig import active, lvs, make, places, run, volume_group, words
 from volctl import command
 from volctl.backend import Target
 from volctl.errors import BackendError, ConflictError, InUseError, NoSpaceError
@@ -123,25 +123,12 @@ def test_what_is_given_back_holds_nothing(group: str) -> None:
     write(pool, volume, SECRET)
     pool.snapshot(volume, snapshot)
     write(pool, volume, b"x" * len(SECRET))  # the secret moves to the snapshot's area
-    places = taken(group)
-    assert len(places) == 2 and any(SECRET[:4096] in content(*place) for place in places)
+    where = places(group)
+    assert len(where) == 2 and any(SECRET[:4096] in content(*place) for place in where)
     pool.delete_snapshot(volume, snapshot)
     pool.delete(volume)
-    assert taken(group) == []
-    assert not any(any(content(*place)) for place in places)
-
-
-def taken(group: str) -> list[tuple[str, int, int]]:
-    """Where the LVs of a group lie: disk, first byte, length."""
-    begin = int(
-        words("pvs", "--noheadings", "--units", "b", "--nosuffix", "-o", "pe_start", "-S", f"vg_name={group}")[0]
-    )
-    found = []
-    for place in words("lvs", "-a", "--noheadings", "-o", "seg_pe_ranges", group):
-        disk, _, extents = place.partition(":")
-        first, last = map(int, extents.split("-"))
-        found.append((disk, begin + first * MiB, (last + 1 - first) * MiB))
-    return found
+    assert places(group) == []
+    assert not any(any(content(*place)) for place in where)
 
 
 def content(disk: str, start: int, length: int) -> bytes:

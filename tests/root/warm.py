@@ -15,6 +15,8 @@ from tests.engine.crash import Ended, Zygote
 from tests.root.lvm_rig import run, words
 from volctl.model import MiB
 
+BOUND = 45.0  # seconds of a command that fails: an emulated processor under load, and yet less than a pool's 60
+
 
 @dataclass(frozen=True, slots=True)
 class Warm:
@@ -56,6 +58,16 @@ class Warm:
     def unfinished(self) -> list[str]:
         """The ids of flows that have not ended."""
         return [flow["id"] for flow in self("flow", "list", "--json").json() if not flow["ended_at"]]
+
+
+def fails(warm: Warm, status: int, *argv: str | Path) -> tuple[str, str]:
+    """Run it; what it says and the fault that the row of `v` keeps."""
+    began = time.monotonic()
+    done = warm(*argv, status=status)
+    assert time.monotonic() - began < BOUND
+    shown = warm.show("v")
+    assert shown["status"] == "error" and warm.unfinished() == []
+    return done.err, f"{shown['fault']['code']}: {shown['fault']['message']}"
 
 
 def lvm_calls(ended: Ended) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from typing import Any
 
@@ -252,6 +253,27 @@ def test_what_is_wrong_with_a_pool_is_said(changes: dict[str, str], says: list[s
     options = settings.settings(Setup("fast", {"volume_group": "my-vg", "pool": "pool"}, "1"))
     problems = [problem for problem in placement.problems(options, found) if "thin_check" not in problem.message]
     assert len(problems) == len(says) and all(word in p.message for word, p in zip(says, problems, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("health", "percent", "kind", "says"),
+    [
+        ("", "99.9", BackendError, "^it broke$"),
+        ("metadata_read_only", "100.00", NoSpaceError, "metadata of thin pool my-vg/pool are full: it broke"),
+        ("metadata_read_only", "40.00", BackendError, "thin pool my-vg/pool is metadata read only: it broke"),
+        ("out_of_data", "40.00", NoSpaceError, "thin pool my-vg/pool is full: it broke"),
+        ("failed", "", BackendError, "thin pool my-vg/pool is failed: it broke"),
+    ],
+)
+@pytest.mark.parametrize("heard", [BackendError, NoSpaceError])
+def test_an_error_is_explained_by_the_state_of_the_pool(
+    health: str, percent: str, kind: type[Exception], says: str, heard: type[BackendError] | type[NoSpaceError]
+) -> None:
+    """LVM and the kernel call it full or broken as it comes."""
+    options = settings.settings(Setup("fast", {"volume_group": "my-vg", "pool": "pool"}, "1"))
+    pool = POOL | {"lv_health_status": health, "metadata_percent": percent}
+    error = placement.explained(options, group(pool), heard("it broke"))
+    assert type(error) is (kind if health else heard) and re.search(says, error.message)
 
 
 # errors

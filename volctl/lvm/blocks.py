@@ -43,6 +43,12 @@ def device(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
         os.close(fd)
 
 
+def flush(path: Path) -> None:
+    """What was written to a disk, by whomever, is durable."""
+    with device(path) as fd, _translated(path):
+        os.fsync(fd)
+
+
 @contextmanager
 def _translated(what: Path | int) -> Iterator[None]:
     """OSErrors inside become ours: ENOSPC is the thin pool's, EBUSY somebody else's exclusive use."""

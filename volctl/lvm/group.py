@@ -126,8 +126,7 @@ class Session:
     def flush(self) -> None:
         """LVM writes thick metadata without flushing the disks' caches (measured with power cuts)."""
         for disk in self._disks:
-            with blocks.device(Path(disk)) as fd:
-                os.fsync(fd)
+            blocks.flush(Path(disk))
 
     @contextmanager
     def opened(self, name: str, flags: int, group: VolumeGroup, make: Change | None = None) -> Iterator[int]:

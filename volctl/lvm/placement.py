@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 from typing import Any
 
 from volctl.backend import Problem, Stats
-from volctl.errors import BackendError
+from volctl.errors import BackendError, NoSpaceError, VolctlError
 from volctl.lvm import room
 from volctl.lvm.commands import Layout
 from volctl.lvm.report import LogicalVolume, VolumeGroup
 from volctl.lvm.settings import Settings
+
+FULL = 99.0
+"""Percent of its metadata from which on a pool that stopped is taken to have filled."""
 
 
 def pool_of(options: Settings, group: VolumeGroup) -> LogicalVolume | None:
@@ -35,6 +39,21 @@ def layout_of(options: Settings, group: VolumeGroup) -> Layout:
     return Layout(options.mirrors, options.stripes, names)
 
 
+def explained(options: Settings, group: VolumeGroup, error: VolctlError) -> VolctlError:
+    """What an error of a thin pool comes from: writers only hear of I/O errors, and LVM calls a failed pool full."""
+    pool = group.lv(options.pool)
+    if pool is None or not pool.health or not isinstance(error, BackendError | NoSpaceError):
+        return error
+    name = f"{group.name}/{pool.name}"
+    if pool.health == "metadata_read_only" and (pool.metadata_percent or 0) >= FULL:
+        hint = f"lvextend --poolmetadatasize +1G {name}"
+        return NoSpaceError(f"the metadata of thin pool {name} are full: {error.message}", hint=hint)
+    if pool.health.startswith("out_of_data"):
+        return NoSpaceError(f"thin pool {name} is full: {error.message}", hint=f"lvextend --size +10G {name}")
+    state = pool.health.replace("_", " ")
+    return BackendError(f"thin pool {name} is {state}: {error.message}", hint="see lvmthin(7)")
+
+
 def stats(options: Settings, group: VolumeGroup, mark: str) -> Stats:
     if pool := pool_of(options, group):
         return room.thin(group, pool, mark)
@@ -56,7 +75,7 @@ def problems(options: Settings, group: VolumeGroup) -> list[Problem]:
         (not _installed("thin_check"), "thin_check is not installed", "install thin-provisioning-tools", False),
         (
             pool.when_full == "queue",
-            f"writers wait for 60 s when {where} is full",
+            f"writers wait {_patience()} when {where} is full",
             f"lvchange --errorwhenfull y {name}",
             False,
         ),
@@ -80,6 +99,15 @@ def details(options: Settings, group: VolumeGroup, autoextend: dict[str, str]) -
             "monitored": pool.monitored,
         }
     return found | thresholds
+
+
+def _patience() -> str:
+    """How long the kernel lets a queueing pool keep its writers; they cannot be killed meanwhile."""
+    try:
+        seconds = int(Path("/sys/module/dm_thin_pool/parameters/no_space_timeout").read_text())
+    except (OSError, ValueError):
+        seconds = 60
+    return f"for {seconds} s" if seconds else "for ever"
 
 
 def _installed(program: str) -> bool:
