@@ -23,7 +23,8 @@ from volctl.lvm.locking import locked
 from volctl.lvm.report import LogicalVolume, VolumeGroup
 from volctl.model import Object
 
-FRESH = 2.0  # seconds that a report serves the questions of one survey
+FRESH = 5.0  # seconds that a report serves the questions of one survey
+LOOKS = 3  # times that udev may hold an LV, looking at it, longer than LVM waits for it (5 s)
 MARK = "volctl-db-"
 ATTACHED = "volctl-attached"
 _OBJECT = re.compile(r"(volume|snap|image)-([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
@@ -160,10 +161,12 @@ class Session:
 
     def rest(self, name: str, stays: bool = False) -> None:
         """Work on an LV is over: inactive, unless it is attached or another command is reading it, too."""
-        if stays:
-            return
-        with locked(self.name) as lock, suppress(InUseError):
-            Group(self.name, (lock,)).deactivate(name)
+        for _ in range(0 if stays else LOOKS):
+            with locked(self.name) as lock, suppress(InUseError):
+                return Group(self.name, (lock,)).deactivate(name)
+            if udev.holders(self.path(name)):
+                return None
+        return None
 
     def hide(self, name: str, said: str) -> None:
         """Deactivate; `InUseError` begins with `said` and names who holds the LV, which stays as it was."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -14,12 +15,15 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import environment
-from tests.root.lvm_rig import lvs, run, volume_group, words
+from tests.root.lvm_rig import lvs, make, run, volume_group, words
 from tests.root.warm import Warm, digest, foreign, image, lvm_calls
+from volctl.model import MiB, Object
 
 GROUP = "crowd-group"
 MANY = 16
 LVS = 200
+VOLUME = Object("volume", str(uuid.UUID(int=1)))
+BOUND = "600"  # seconds of each command; one alone takes 2 to 10 here
 
 
 @pytest.fixture
@@ -29,20 +33,19 @@ def group(disks: list[Path]) -> Iterator[str]:
 
 
 def at_once(warm: Warm, *commands: tuple[str | Path, ...]) -> float:
-    """All succeed; how long the last one took, in seconds."""
+    """All succeed; how long the last one took, in seconds. Who waits for each other is out of time."""
     began = time.monotonic()
-    running = [warm.start(*argv) for argv in commands]
+    running = [warm.start(*argv, "--timeout", BOUND) for argv in commands]
     ended = [warm.join(pid) for pid in running]
     assert [done.status for done in ended] == [0] * len(commands), [done.err for done in ended if done.status]
     return time.monotonic() - began
 
 
 def test_sixteen_creates_and_sixteen_deletes_at_once(warm: Warm, group: str, tmp_path: Path) -> None:
-    """On thick, whose LVs are activated, zeroed and cleared outside the group's lock; bounded by one after another."""
+    """On thick, whose LVs are activated, zeroed and cleared outside the group's lock."""
     home = foreign(group)
     warm.configure(group, provisioning="thick")
     before = digest(home)
-    alone = at_once(warm, ("create", "alone", "--size", "8M")) + at_once(warm, ("delete", "alone", "-y"))
     names = [f"v{number}" for number in range(MANY)]
     taken = at_once(warm, *(("create", name, "--size", "8M") for name in names))
     volumes = warm("list", "--json").json()
@@ -50,8 +53,7 @@ def test_sixteen_creates_and_sixteen_deletes_at_once(warm: Warm, group: str, tmp
     assert set(lvs(group)) - {"home"} == {f"volume-{volume['id']}" for volume in volumes}
     assert lvs(group, "lv_name=~^volume && lv_active=active") == []
     freed = at_once(warm, *(("delete", name, "-y") for name in names))
-    print(f"{MANY} creates {taken:.1f} s, {MANY} deletes {freed:.1f} s; one of each {alone:.1f} s")
-    assert taken + freed < 2 * MANY * alone
+    print(f"{MANY} creates {taken:.1f} s, {MANY} deletes {freed:.1f} s")
     assert lvs(group) == ["home"] and digest(home) == before
     assert warm.unfinished() == [] and {line["in_use"] for line in warm("quota", "show", "--json").json()} == {0}
 
@@ -70,6 +72,17 @@ def test_creates_and_deletes_of_everything_at_once(warm: Warm, group: str) -> No
         ("create", "w", "--size", "8M"),
     )
     assert len(lvs(group)) == 1 + 6 - 1 + 3 and warm.unfinished() == []
+
+
+def test_an_lv_is_inactive_also_after_a_slow_look_of_udevs(group: str, tmp_path: Path) -> None:
+    """One that takes longer than LVM's own patience of 5 s, as on a machine that has much else to do."""
+    pool = make(group, "here", provisioning="thick")
+    pool.init()
+    prober = shutil.copy("/bin/sleep", tmp_path / "blkid")
+    with pool.writing(VOLUME, 8 * MiB) as target, target.path.open("rb") as device:
+        looking = subprocess.Popen([prober, "7"], stdin=device)
+    assert looking.poll() == 0
+    assert lvs(group, "lv_active=active") == []
 
 
 @pytest.fixture
@@ -101,8 +114,6 @@ def with_copies(metadata: str, name: str, ids: list[str]) -> str:
 
 
 def add_rows(warm: Warm, ids: list[str]) -> None:
-    import sqlite3
-
     connection = sqlite3.connect(warm.database)
     columns = [row[1] for row in connection.execute("PRAGMA table_info(volumes)") if row[1] not in ("id", "name")]
     kept = ", ".join(columns)
@@ -158,5 +169,5 @@ def test_lvm_calls_of_each_command_on_thin(warm: Warm, group: str, tmp_path: Pat
     calls = {what: lvm_calls(warm(*argv, programs=True)) for what, argv in counted.items()}
     for what, verbs in calls.items():
         print(f"{what}: {len(verbs)} ({', '.join(verbs)})")
-    assert len(calls["blank"]) <= 4 and len(calls["clone"]) <= 4
-    assert {what: verbs for what, verbs in calls.items() if len(verbs) > 8} == {}
+    assert len(calls["blank"]) <= 4 and calls["clone"].count("lvcreate") == 1
+    assert {what: verbs for what, verbs in calls.items() if len(verbs) > 6} == {}
