@@ -51,7 +51,7 @@ def arguments() -> argparse.Namespace:
 
 
 def _is_chosen(wanted: argparse.Namespace, part: Part, kind: str) -> bool:
-    if part.needs_root and os.geteuid() != 0:
+    if (part.needs_root or kind == "reflink") and os.geteuid() != 0:
         print(f"torture: {part.name} on {kind} needs root", file=sys.stderr)
         return False
     return (part.name in wanted.only if wanted.only else not part.on_request) and (

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tests.engine.crash import Rig, Zygote, furnished
+from tests.engine.crash import MiB, Rig, Zygote, furnished
 
+UNCONFINED = "confine_qemu = false\n"  # a qemu-img of ours starts programs, which a cage forbids
 PATIENCE = 60.0  # seconds for what must end by itself
 
 
@@ -67,13 +70,17 @@ class Tally:
 
 @contextmanager
 def worlds(kind: str) -> Iterator[Rig]:
-    """The furnished world on one kind of backend, with a warm process of its own."""
-    zygote = Zygote(f"backends.{kind}")
-    try:
-        with furnished(zygote, kind) as world:
-            yield world
-    finally:
-        zygote.close()
+    """The furnished world on one kind of backend, with a warm process of its own.
+
+    `caching` is `fake` where images are cached, `reflink` is `loop` on an xfs (where they are, too).
+    """
+    with ExitStack() as stack:
+        options = 'clone = "share"\n' if kind == "caching" else ""
+        place = stack.enter_context(mounted("xfs")) if kind == "reflink" else None
+        backend = {"caching": "fake", "reflink": "loop"}.get(kind, kind)
+        zygote = Zygote(f"backends.{backend}")
+        stack.callback(zygote.close)
+        yield stack.enter_context(furnished(zygote, backend, options, place))
 
 
 @contextmanager
@@ -127,3 +134,30 @@ def quiet(root: Path) -> bool:
             return False
         time.sleep(0.005)
     return True
+
+
+MAKE = {
+    "ext4": ("mkfs.ext4", "-q", "-m", "0", "-N", "512", "-b", "4096"),
+    "ext4 of 1 KiB blocks": ("mkfs.ext4", "-q", "-m", "0", "-N", "512", "-b", "1024"),
+    "xfs": ("mkfs.xfs", "-q", "-m", "reflink=1"),
+}
+SIZE = {"ext4": 64 * MiB, "ext4 of 1 KiB blocks": 64 * MiB, "xfs": 320 * MiB}  # no xfs is smaller
+
+
+@contextmanager
+def mounted(kind: str) -> Iterator[Path]:
+    """An empty file system of that kind, in memory."""
+    root = Path(tempfile.mkdtemp(prefix="volctl-torture-", dir="/dev/shm"))
+    disk, mount = root / "disk", root / "mount"
+    mount.mkdir()
+    try:
+        disk.touch()
+        os.truncate(disk, SIZE[kind])
+        subprocess.run([*MAKE[kind], str(disk)], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(["mount", "-o", "loop", str(disk), str(mount)], check=True)
+        try:
+            yield mount
+        finally:
+            subprocess.run(["umount", str(mount)], check=True)
+    finally:
+        shutil.rmtree(root)

@@ -8,8 +8,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -17,16 +15,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.engine.crash import Ended, MiB, Rig
-from tests.torture.core import Budget, Tally, another, detach, quiet, worlds
+from tests.engine.crash import Ended, Rig
+from tests.torture.core import MAKE, Budget, Tally, another, detach, mounted, quiet, worlds
 from tests.torture.verbs import VERBS, Verb, outcome
 
-MAKE = {
-    "ext4": ("mkfs.ext4", "-q", "-m", "0", "-N", "512", "-b", "4096"),
-    "ext4 of 1 KiB blocks": ("mkfs.ext4", "-q", "-m", "0", "-N", "512", "-b", "1024"),
-    "xfs": ("mkfs.xfs", "-q", "-m", "reflink=1"),
-}
-SIZE = {"ext4": 64 * MiB, "ext4 of 1 KiB blocks": 64 * MiB, "xfs": 320 * MiB}  # no xfs is smaller
 PLACES = {"volumes": ("a",), "state": ("state",), "everything": ("state", "a", "b")}
 BLOCKS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 INODES = (0, 1, 2, 3, 4, 5)
@@ -96,25 +88,6 @@ def _one(rig: Rig, verb: Verb, shortage: Shortage, mount: Path, rng: random.Rand
 
 def _told(ended: Ended) -> list[str]:
     return [] if ended.status in CODES else [f"exit {ended.status}: {ended.err.strip()}"]
-
-
-@contextmanager
-def mounted(kind: str) -> Iterator[Path]:
-    """An empty file system of that kind, in memory."""
-    root = Path(tempfile.mkdtemp(prefix="volctl-full-", dir="/dev/shm"))
-    disk, mount = root / "disk", root / "mount"
-    mount.mkdir()
-    try:
-        disk.touch()
-        os.truncate(disk, SIZE[kind])
-        subprocess.run([*MAKE[kind], str(disk)], check=True, stdout=subprocess.DEVNULL)
-        subprocess.run(["mount", "-o", "loop", str(disk), str(mount)], check=True)
-        try:
-            yield mount
-        finally:
-            subprocess.run(["umount", str(mount)], check=True)
-    finally:
-        shutil.rmtree(root)
 
 
 @contextmanager

@@ -46,8 +46,10 @@ LINES = {
     "list --json": 1,
     "show VOLUME --json": 1,
     "flow list --json": 1,
+    "doctor --json": 1,
+    "image cache prune --all -y": 1,
 }
-READS = ("list", "flow")
+NEVER_FAIL = ("list", "flow", "doctor", "image cache")
 NAMES = {
     "SNAPSHOT": ("snap", "other", "s0", "s1", "s2", "s3"),
     "SNEW": ("s0", "s1", "s2", "s3"),
@@ -127,7 +129,7 @@ def _round(rig: Rig, budget: Budget, where: str, tally: Tally) -> None:
         for doing, ended in crowd.ended():
             tally.add(f"{where}, {doing.line}", _allowed(doing, ended))
             tally.note("killed" if doing.killed else f"exit {ended.status}")
-            verb = " ".join(word for word in doing.line.split() if word in FLOW_OF)
+            verb = " ".join(doing.line.split()[: 2 if doing.line.startswith(("snapshot", "image")) else 1])
             done.setdefault(verb, []).append(-1 if doing.killed else ended.status)
         time.sleep(0.002)
     tally.wrong += [f"{where}: {sentence}" for sentence in (*_settled(rig, before), *_counted(rig, done))]
@@ -137,7 +139,7 @@ def _allowed(doing: Doing, ended: Ended) -> list[str]:
     """Exit codes by what the command may have met: names come and go under its hands."""
     if doing.killed and ended.status in (-9, -15, 143):
         return []
-    codes = {0} if doing.line.startswith(READS) else {0, 4, 5, 10}
+    codes = {0} if doing.line.startswith(NEVER_FAIL) else {0, 4, 5, 10}
     if doing.line.startswith("revert"):
         codes.add(2)  # a snapshot of another volume
     if ended.status not in codes or "Traceback" in ended.err:
@@ -150,7 +152,6 @@ FLOW_OF = {
     "delete": "volume_delete",
     "extend": "volume_extend",
     "revert": "volume_revert",
-    "snapshot": "",
     "snapshot create": "snapshot_create",
     "snapshot delete": "snapshot_delete",
 }
@@ -232,6 +233,10 @@ def _settled(rig: Rig, model: Model) -> list[str]:
     for flow in sorted(new, key=lambda flow: str(flow["ended_at"])):
         model.happened(flow)
     contents = {id: rig.contents[what] if what else Content() for id, what in model.reads_as.items()}
+    contents |= {row["id"]: rig.contents["image"] for row in rig.cached()}
+    healthy = rig.run("doctor", "--json")
+    if healthy.status:
+        found.append(f"doctor: exit {healthy.status}: {healthy.out}")
     return [*found, *rig.judge(told, **contents), *_differences(rig, model)]
 
 

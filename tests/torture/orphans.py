@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tests.conftest import REPO
 from tests.engine.crash import KILLED, Ended, Rig
-from tests.torture.core import PATIENCE, Budget, Tally, another, quiet, users, worlds
+from tests.torture.core import PATIENCE, UNCONFINED, Budget, Tally, another, quiet, users, worlds
 from tests.torture.verbs import UNREADABLE, VERBS, outcome
 
 OVERTIME = 10.0  # seconds a command may take beyond its --timeout (SPEC, section 11)
@@ -46,6 +46,7 @@ def slow(rig: Rig, script: str) -> Iterator[Rig]:
     """Its qemu-img does what it should, makes the file `begun` beside the world, and then what `script` says."""
     programs = Path(f"{rig.root}.bin")
     programs.mkdir()
+    rig.configure(UNCONFINED)
     begun, real = programs / "begun", shutil.which("qemu-img")
     try:
         path = programs / "qemu-img"

@@ -52,36 +52,25 @@ def suite(*words: str) -> Run:
     return run
 
 
+ALL = ("caching", "loop", "reflink")
 PARTS = (
     Part("matrix", "kill -9 at every transaction, outside action and file event", matrix.run, ("fake", "loop"), 2),
     Part(
         "syscalls",
         "each changing system call: killed before it, or ENOSPC, EDQUOT, EIO, EINTR",
         syscalls.run,
-        ("loop",),
+        ("loop", "reflink"),
         4,
         needs_root=True,
     ),
-    Part(
-        "kills", "killed or interrupted at a random time, and again while settling", kills.run, ("fake", "loop"), 2, 500
-    ),
-    Part("mix", "commands of sixteen processes at once, some killed, against a model", mix.run, ("fake", "loop"), 2),
+    Part("kills", "killed or interrupted at a random time, and again while settling", kills.run, ALL, 2, 500),
+    Part("mix", "commands of sixteen processes at once, some killed, against a model", mix.run, ALL, 2),
     Part("full", "full disks: blocks, inodes, at any moment", full.run, ("loop",), 3, needs_root=True),
-    Part(
-        "machine",
-        "steps of a state machine over the service, with deaths and failing backends",
-        machine.run,
-        ("fake",),
-        2,
-    ),
-    Part(
-        "orphans", "children that outlive or hang, terminals that go, results nobody takes", orphans.run, ("loop",), 1
-    ),
-    Part(
-        "creates", "concurrent creates, clones, deletes (tests)", suite("tests/cli/test_concurrency.py"), ("loop",), 1
-    ),
-    Part("images", "hostile images (tests)", suite("tests/unit/test_gate.py"), ("any",), 1),
-    Part("planted", "mistakes planted on purpose", planted.run, ("any",), 1, on_request=True),
+    Part("machine", "steps of a state machine over the service, with deaths and faults", machine.run, ("fake",), 2),
+    Part("orphans", "children that outlive or hang, terminals that go, results nobody takes", orphans.run, ("loop",)),
+    Part("creates", "concurrent creates, clones, deletes (tests)", suite("tests/cli/test_concurrency.py"), ("loop",)),
+    Part("images", "hostile images (tests)", suite("tests/unit/test_gate.py"), ("any",)),
+    Part("planted", "mistakes planted on purpose", planted.run, ("any",), on_request=True),
     Part(
         "vm",
         "real LVM: kills, power cuts, full pools, broken disks (tests in a virtual machine)",

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.engine.crash import Rig
-from tests.torture.core import Budget, Tally, worlds
-from tests.torture.full import Shortage, mounted, suffered
+from tests.torture.core import Budget, Tally, mounted, worlds
+from tests.torture.full import Shortage, suffered
 from tests.torture.syscalls import found, hurt
 from tests.torture.verbs import VERBS
 

@@ -14,13 +14,14 @@ from tests.torture.parts import LINES, PARTS, Part
 from tests.torture.planted import PLANTS, Plant, caught
 
 CASES = {
-    ("syscalls", "loop"): 15,
-    ("kills", "loop"): 8,
-    ("kills", "fake"): 8,
+    ("syscalls", "loop"): 10,
+    ("kills", "loop"): 5,
+    ("kills", "caching"): 5,
     ("mix", "loop"): 50,
-    ("mix", "fake"): 50,
-    ("full", "loop"): 12,
-    ("machine", "fake"): 60,
+    ("mix", "caching"): 50,
+    ("mix", "reflink"): 50,
+    ("full", "loop"): 10,
+    ("machine", "fake"): 40,
     ("orphans", "loop"): 5,
 }
 """Of each seed: seconds, not minutes."""
@@ -30,7 +31,7 @@ SECONDS = 120.0  # for a machine that others use as well
 @pytest.mark.parametrize(("name", "kind"), CASES, ids=map("-".join, CASES))
 def test_nothing_is_violated(name: str, kind: str) -> None:
     part = next(part for part in PARTS if part.name == name)
-    if part.needs_root:
+    if part.needs_root or kind == "reflink":
         _needs_root()
     for seed in (1, random.SystemRandom().randrange(10**6)):
         _holds(part, kind, seed)
