@@ -112,8 +112,9 @@ class Qcow2(Shelf):
     @contextmanager
     def reading(self, source: Object) -> Iterator[Target]:
         with self._opened(f"read {source.name}") as layers:
-            size = layers.verified(source.name).size
-        yield Target(self.path(source), "qcow2", zeroed=False, size=size)
+            size = layers.header(source.name).size
+            below = layers.paths_below(source.name)
+        yield Target(self.path(source), "qcow2", zeroed=False, size=size, below=below)
 
     def extend(self, volume: Object, size: int) -> None:
         with self._opened(f"extend {volume.name}") as layers:
@@ -121,7 +122,7 @@ class Qcow2(Shelf):
             if size < length:
                 raise BackendError(f"{volume.name} has {length} bytes and cannot shrink to {size}")
             if size > length:
-                tool.resize(self.path(volume), size)
+                tool.resize(self.path(volume), layers.paths_below(volume.name), size)
             with layers.place.existing(volume.name, os.O_RDWR):
                 pass  # synced when this ends
 

@@ -10,6 +10,7 @@ no command runs and one more has run since the last one died.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -18,11 +19,12 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 Row = dict[str, Any]
 CHUNK = 1 << 20
 OBJECT = re.compile(r"(volume|snap|image)-([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})")
+LAYER = re.compile(r"layer-[0-9a-f-]{36}")
 DEVICE = re.compile(r"device-(?:ro-)?([0-9a-f-]{36})")
 """The fake backend's device of an attached volume."""
 OURS_IN_A_POOL = {".volctl", "calls", "fail", "stats"}
@@ -63,6 +65,8 @@ class World:
     foreign: Mapping[str, Marks] = field(default_factory=dict)
     stuck: frozenset[str] = frozenset()
     quota: Sequence[Row] | None = None
+    qcow2: bool = False
+    """The pools hold qcow2 files, and layers that these lie over."""
 
 
 def check(world: World) -> list[str]:
@@ -148,7 +152,7 @@ def _must_be_there(world: World, name: str, row: Row) -> Iterator[str]:
         return
     path = world.pools[row["backend"]] / name
     try:
-        size = os.lstat(path).st_size
+        size = size_of(path, qcow2=world.qcow2)
     except FileNotFoundError:
         yield f"{name} ({row['name']}) is {row['status']}, but there is no {path}"
         return
@@ -162,7 +166,7 @@ def _must_be_there(world: World, name: str, row: Row) -> Iterator[str]:
         content = ZEROS
     if content is None:
         yield f"{name} ({row['name']}): nobody said what it must read as"
-    elif difference := differs(path, content):
+    elif difference := differs(path, content, qcow2=world.qcow2):
         yield f"{name} ({row['name']}) {difference}"
 
 
@@ -173,6 +177,9 @@ def _may_be_there(world: World, pool: str, name: str, rows: dict[str, Row]) -> I
         row = rows.get(f"volume-{device[1]}")
         if (row is None or row["status"] != "in-use") and device[1] not in world.stuck:
             yield f"{pool}/{name} is the device of a volume that is {row['status'] if row else 'gone'}"
+    elif world.qcow2 and LAYER.fullmatch(name):
+        if name not in needed_layers(world.pools[pool]):
+            yield f"{pool}/{name} is a layer that nothing needs"
     elif not OBJECT.fullmatch(name):
         yield f"{pool}/{name} is left behind"
     elif name not in rows:
@@ -188,9 +195,39 @@ def never_was(row: Row) -> bool:
     return row["status"] == "error" and not row.get("available_at")
 
 
-def differs(path: Path, content: Content) -> str | None:
-    """Where the file at `path` reads otherwise than it should; None if it does not."""
-    with open(path, "rb") as file:
+def needed_layers(pool: Path) -> set[str]:
+    """Layers of qcow2 files: a snapshot's has that name, too, any other lies beneath two files at least."""
+    from tests.qcow2_files import backing
+
+    names = os.listdir(pool)
+    layers = {name for name in names if LAYER.fullmatch(name)}
+    snapshots = {name for name in names if name.startswith("snap-")}
+    files = {name for name in names if OBJECT.fullmatch(name)} - snapshots | layers
+    below = [backing(pool / name) for name in files]
+    return {name for name in layers if below.count(name) > 1 or name.replace("layer-", "snap-") in names}
+
+
+def size_of(path: Path, *, qcow2: bool) -> int:
+    """Of the disk, in bytes."""
+    size = os.lstat(path).st_size
+    if qcow2:
+        from tests.qcow2_files import virtual_size
+
+        return virtual_size(path)
+    return size
+
+
+def _disk(path: Path, qcow2: bool) -> BinaryIO:
+    if qcow2:
+        from tests.qcow2_files import read
+
+        return io.BytesIO(read(path))
+    return open(path, "rb")
+
+
+def differs(path: Path, content: Content, *, qcow2: bool = False) -> str | None:
+    """Where the disk at `path` reads otherwise than it should; None if it does not."""
+    with _disk(path, qcow2) as file:
         position = 0
         for wanted in _source(content):
             if (found := file.read(len(wanted))) != wanted:
@@ -242,7 +279,7 @@ def marks(directory: Path) -> Marks:
     found = {}
     for path in sorted(directory.rglob("*")):
         name = str(path.relative_to(directory))
-        if name not in OURS_IN_A_POOL and not OBJECT.fullmatch(name):
+        if name not in OURS_IN_A_POOL and not OBJECT.fullmatch(name) and not LAYER.fullmatch(name):
             status = path.lstat()
             found[name] = (_digest(path), status.st_mtime_ns, status.st_mode)
     return found

@@ -38,6 +38,13 @@ def read(path: Path) -> bytes:
     return bytes(disk)
 
 
+def virtual_size(path: Path) -> int:
+    with open(path, "rb") as file:
+        header = file.read(32)
+    assert header[:4] == b"QFI\xfb", f"{path} is no qcow2 file"
+    return int.from_bytes(header[24:32], "big")
+
+
 def backing(path: Path) -> str | None:
     """The name of the file below."""
     with open(path, "rb") as file:

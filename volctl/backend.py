@@ -121,13 +121,15 @@ class Problem:
 class Target:
     """Where an image is written: an absolute path, its format, and whether it reads as zeros now.
 
-    `size` is the disk's, in bytes, where the length of the file does not tell.
+    `size` is the disk's, in bytes, where the length of the file does not tell. `below` are the files
+    that it lies over, which are read with it.
     """
 
     path: Path
     format: str
     zeroed: bool
     size: int | None = None
+    below: tuple[Path, ...] = ()
 
 
 class Chains(Protocol):

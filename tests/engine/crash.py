@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests import oracle
+from tests import oracle, qcow2_files
 from tests.conftest import REPO
 from tests.oracle import Content
 
@@ -146,7 +146,15 @@ class Rig:
         """The oracle alone, given what `quota show --json` said after all others had ended."""
         contents = {**self.contents, **contents}
         return oracle.check(
-            oracle.World(self.state, self.pools, contents, self.foreign, frozenset(stuck), quota.json())
+            oracle.World(
+                self.state,
+                self.pools,
+                contents,
+                self.foreign,
+                frozenset(stuck),
+                quota.json(),
+                qcow2=self.kind == "qcow2",
+            )
         )
 
     def volume(self, name: str) -> Json | None:
@@ -196,11 +204,23 @@ class Rig:
         row = self.there(name)
         return self.pools[row["backend"]] / f"volume-{row['id']}"
 
+    def differs(self, name: str, content: Content) -> str | None:
+        return oracle.differs(self.file(name), content, qcow2=self.kind == "qcow2")
+
+    def overwrite(self, name: str, content: Content) -> None:
+        """What a guest would do: write into the volume's own disk."""
+        assert content.source
+        if self.kind == "qcow2":
+            qcow2_files.write(self.file(name), 0, content.source.read_bytes())
+            return
+        with open(self.file(name), "r+b") as file:
+            file.write(content.source.read_bytes())
+
     @contextmanager
     def copy(self) -> Iterator[Rig]:
         """The same world elsewhere."""
         with scratch(self.place) as root:
-            shutil.copytree(self.root, root, dirs_exist_ok=True, symlinks=True)
+            subprocess.run(["cp", "-a", f"{self.root}/.", root], check=True)  # hard links stay what they are
             copied = replace(self, root=root, foreign={})
             copied.configure()
             copied.mark_foreign()
@@ -270,20 +290,13 @@ def furnished(zygote: Zygote, kind: str = "fake", options: str = "", place: Path
         rig = replace(rig, contents=contents)
         for name, size in (("src", "2M"), ("bystander", "1M")):
             rig.run("create", name, "--size", size, status=0)
-        _overwrite(rig.file("src"), then)
+        rig.overwrite("src", then)
         for name in ("snap", "other"):
             rig.run("snapshot", "create", "src", name, status=0)
-        _overwrite(rig.file("src"), now)
+        rig.overwrite("src", now)
         rig.run("image", "add", "registered", str(sources / "disk.raw"), "--copy", status=0)
         assert rig.check() == []
         yield rig
-
-
-def _overwrite(path: Path, content: Content) -> None:
-    """What a guest would do: write into the volume's own file."""
-    assert content.source
-    with open(path, "r+b") as file:
-        file.write(content.source.read_bytes())
 
 
 def _write_images(directory: Path) -> None:
@@ -328,6 +341,11 @@ def caching(caching_world: Rig) -> Iterator[Rig]:
     """A copy of the caching world."""
     with caching_world.copy() as copied:
         yield copied
+
+
+def qcow2_world(zygote: Zygote) -> Iterator[Rig]:
+    with furnished(zygote, "qcow2") as rig:
+        yield rig
 
 
 @pytest.fixture

@@ -130,7 +130,7 @@ def extended(rig: Rig, died: Ended, whole: Ended) -> str | None:
 
 def reverted(rig: Rig, died: Ended, whole: Ended) -> str | None:
     wanted = rig.contents["src" if died.commits == 0 else "then"]
-    return oracle.differs(rig.file("src"), wanted)
+    return rig.differs("src", wanted)
 
 
 def attached(rig: Rig, died: Ended, whole: Ended) -> str | None:
@@ -277,6 +277,17 @@ def test_killed_at_any_point_the_next_command_finds_no_leak(world: Rig, name: st
 @pytest.mark.parametrize("name", ["from-volume", "from-image", "delete", "extend", "snapshot", "revert"])
 def test_the_same_on_loop_files(loop_world: Rig, name: str) -> None:
     kill_everywhere(loop_world, CASES[name])
+
+
+ON_QCOW2 = [
+    *("from-snapshot", "from-volume", "from-image", "across", "snapshot", "snapshot-delete"),
+    *("delete", "delete-cascade", "extend", "revert"),
+]
+
+
+@pytest.mark.parametrize("name", ON_QCOW2)
+def test_the_same_on_qcow2_files(qcow2_world: Rig, name: str) -> None:
+    kill_everywhere(qcow2_world, CASES[name])
 
 
 def kill_everywhere(world: Rig, case: Case) -> None:

@@ -113,7 +113,7 @@ def _words(rig: Rig, flow: str) -> list[str]:
 
 def _src(rig: Rig) -> oracle.Content:
     """`src` reads as its snapshot if it was reverted; one in `error` is not looked at."""
-    reverted = oracle.differs(rig.file("src"), rig.contents["then"]) is None
+    reverted = rig.differs("src", rig.contents["then"]) is None
     return rig.contents["then" if reverted else "src"]
 
 
@@ -121,7 +121,7 @@ def _outcome(rig: Rig, flow: str, before: dict[str, list[Json]]) -> bool:
     """Was it done?"""
     after = oracle.load(rig.state)
     if flow == "volume_revert":
-        return oracle.differs(rig.file("src"), rig.contents["then"]) is None
+        return rig.differs("src", rig.contents["then"]) is None
     kinds = {"volume_delete": "volumes", "snapshot_create": "snapshots", "snapshot_delete": "snapshots"}
     if flow == "volume_extend":
         return bool(rig.there("src")["size"] == 5 * 1024**2)

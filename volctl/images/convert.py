@@ -39,7 +39,8 @@ def copy_image(image: CheckedImage, target: Target, progress: Progress) -> None:
     size = _size(target)
     if size is not None:
         check_fits(image, size)
-    _convert(QEMU_DRIVER[image.format], f"/dev/fd/{image.fd}", image.virtual_size, target, progress, (image.fd,))
+    source = Target(Path(f"/dev/fd/{image.fd}"), QEMU_DRIVER[image.format], zeroed=False)
+    _convert(source, image.virtual_size, target, progress, (image.fd,))
     image.verify_unchanged()
     _zero_tail(target, image.virtual_size, size)
 
@@ -49,7 +50,7 @@ def copy_raw(source: Target, target: Target, progress: Progress) -> None:
     length, size = _size(source), _size(target)
     if length is not None and size is not None and length > size:
         raise BackendError(f"{source.path} has {length} bytes and does not fit {target.path} with {size}")
-    _convert(source.format, str(source.path), length, target, progress)
+    _convert(source, length, target, progress)
     if length is not None:
         _zero_tail(target, length, size)
 
@@ -58,21 +59,18 @@ def make_image(source: Target, fd: int, format: str, progress: Progress, *, comp
     """Make the empty file open at `fd` an image of the source's content, holes kept; the caller syncs."""
     how = ("-c", "-m", 16) if compress else FAST  # compressed clusters are written in their order
     target = Target(Path(f"/dev/fd/{fd}"), format, zeroed=True)
-    _run(how, source.format, str(source.path), _size(source), target, progress, (fd,))
+    _run(how, source, _size(source), target, progress, (fd,))
 
 
-def _convert(
-    driver: str, source: str, length: int | None, target: Target, progress: Progress, fds: tuple[int, ...] = ()
-) -> None:
+def _convert(source: Target, length: int | None, target: Target, progress: Progress, fds: tuple[int, ...] = ()) -> None:
     """Into a target that is there, and keeps its size."""
     zero = ("--target-is-zero",) if target.zeroed else ()
-    _run(("-n", *zero, *FAST), driver, source, length, target, progress, fds)
+    _run(("-n", *zero, *FAST), source, length, target, progress, fds)
 
 
 def _run(
     how: tuple[str | int, ...],
-    driver: str,
-    source: str,
+    source: Target,
     length: int | None,
     target: Target,
     progress: Progress,
@@ -80,9 +78,9 @@ def _run(
 ) -> None:
     cache = "none" if _direct(target.path) else "writeback"
     result = command.run(
-        "qemu-img", "convert", "-p", *how, "-t", cache, "-f", driver, "-O", target.format,
-        source, str(target.path), ok=range(-64, 256), pass_fds=fds, on_output=_Watch(progress, length or 100),
-        limits=command.Limits(memory=MEMORY), cage=Cage(reads=(source,), writes=(target.path,)),
+        "qemu-img", "convert", "-p", *how, "-t", cache, "-f", source.format, "-O", target.format,
+        str(source.path), str(target.path), ok=range(-64, 256), pass_fds=fds, on_output=_Watch(progress, length or 100),
+        limits=command.Limits(memory=MEMORY), cage=Cage(reads=(source.path, *source.below), writes=(target.path,)),
     )  # fmt: skip
     if result.status:
         raise _failure(result, target)

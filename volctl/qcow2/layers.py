@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from volctl import files
 from volctl.backend import Chains
@@ -62,19 +63,25 @@ class Layers:
 
         To be asked before a program opens the file, and with it all that it lies over.
         """
-        top = found = self.header(name)
-        seen = {name}
-        parents = self.chains.parents(_noted(name))
+        self.below(name)
+        return self.header(name)
+
+    def below(self, name: str) -> list[str]:
+        """What a file lies over, from the nearest on, compared with the rows as `verified` says."""
+        chain = [name]
         while True:
-            if found.backing not in parents or found.backing in seen:
-                raise self._strange(name, found.backing, parents)
-            if found.backing is None:
-                return top
-            if found.backing_format != "qcow2":
-                raise BackendError(f"{name} in {self.place.path} takes {found.backing} for {found.backing_format}")
-            name = found.backing
-            seen.add(name)
-            found, parents = self.header(name), self.chains.parents(name)
+            header, parents = self.header(name), self.chains.parents(_noted(name))
+            if header.backing not in parents or header.backing in chain:
+                raise self._strange(name, header.backing, parents)
+            if header.backing is None:
+                return chain[1:]
+            if header.backing_format != "qcow2":
+                raise BackendError(f"{name} in {self.place.path} takes {header.backing} for {header.backing_format}")
+            name = header.backing
+            chain.append(name)
+
+    def paths_below(self, name: str) -> tuple[Path, ...]:
+        return tuple(self.place.path / each for each in self.below(name))
 
     def _strange(self, name: str, backing: str | None, parents: set[str | None]) -> BackendError:
         known = " or ".join(sorted(parent or "no file" for parent in parents))
@@ -192,7 +199,7 @@ class Layers:
         if self._allocated(child) <= self._allocated(name) + (0 if parent else header.size // SCAN):
             self._commit(child, name)
         else:
-            tool.rebase(self.place.path / child, parent)
+            tool.rebase(self.place.path / child, parent, self.paths_below(child))
             self._flush(child)
             self.place.remove(name)
         self.chains.note(child, {parent})
@@ -202,7 +209,7 @@ class Layers:
         """Write what `child` holds into the layer, which then takes all its names."""
         with self.place.existing(child) as fd:
             ownership = owner(fd)
-        tool.commit(self.place.path / child)
+        tool.commit(self.place.path / child, self.paths_below(child))
         with self.place.existing(name, os.O_RDWR) as fd:
             ownership.apply(fd)
         if self._is_snapshot(child) and not self.same(snapshot_of(child), name):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from volctl import command
+from volctl.confine import Cage
 from volctl.errors import InUseError, NoSpaceError, VolctlError
 from volctl.model import MiB
 
@@ -18,33 +19,37 @@ def create(path: Path, size: int, options: Sequence[str], parent: str | None) ->
 
     `parent` is the name of the file below it in the same directory; it is not opened (`-u`).
     """
-    below = ("-u", "-F", "qcow2", "-b", parent) if parent else ()
-    _run("create", "-q", "-f", "qcow2", "-o", ",".join(options), *below, path, size, timeout=AT_ONCE)
+    over = ("-u", "-F", "qcow2", "-b", parent) if parent else ()
+    words = ("-q", "-f", "qcow2", "-o", ",".join(options), *over, str(path), size)
+    _run("create", words, Cage(writes=(path,)), timeout=AT_ONCE)
 
 
-def resize(path: Path, size: int) -> None:
-    """Grow; the tail reads as zeros, also where the file below has bytes."""
-    _run("resize", "-q", "-f", "qcow2", path, size, timeout=AT_ONCE)
+def resize(path: Path, below: Sequence[Path], size: int) -> None:
+    """Grow; the tail reads as zeros, also where a file below has bytes."""
+    cage = Cage(reads=tuple(below), writes=(path,))
+    _run("resize", ("-q", "-f", "qcow2", str(path), size), cage, timeout=AT_ONCE)
 
 
-def commit(path: Path) -> None:
-    """Write what `path` holds into the file below it, which grows to its size. Again changes nothing."""
-    _run("commit", "-q", "-f", "qcow2", "-d", "-t", "writeback", path)
+def commit(path: Path, below: Sequence[Path]) -> None:
+    """Write what `path` holds into the first file below it, which grows to its size. Again changes nothing."""
+    cage = Cage(reads=tuple(below[1:]), writes=(path, below[0]))
+    _run("commit", ("-q", "-f", "qcow2", "-d", "-t", "writeback", str(path)), cage)
 
 
-def rebase(path: Path, parent: str | None) -> None:
+def rebase(path: Path, parent: str | None, below: Sequence[Path]) -> None:
     """Copy what `path` reads from the file below it and would not read from `parent`; then lay it over that.
 
     Cut off at any instant it reads the same, and can be begun again: each piece is flushed (writethrough)
     before the header says that the file below is no longer needed.
     """
-    below = ("-F", "qcow2", "-b", parent) if parent else ("-b", "")
-    _run("rebase", "-q", "-f", "qcow2", "-t", "writethrough", *below, path)
+    over = ("-F", "qcow2", "-b", parent) if parent else ("-b", "")
+    words = ("-q", "-f", "qcow2", "-t", "writethrough", *over, str(path))
+    _run("rebase", words, Cage(reads=tuple(below), writes=(path,)))
 
 
-def _run(verb: str, *args: str | Path | int, timeout: float | None = None) -> None:
-    words = [str(arg) for arg in args]
-    result = command.run("qemu-img", verb, *words, ok=range(-64, 256), limits=LIMITS, timeout=timeout)
+def _run(verb: str, words: Sequence[str | int], cage: Cage, timeout: float | None = None) -> None:
+    """Only what is in the cage is opened, whatever a header says that was swapped since it was read."""
+    result = command.run("qemu-img", verb, *words, ok=range(-64, 256), limits=LIMITS, cage=cage, timeout=timeout)
     if result.status:
         raise _failure(verb, result)
 
