@@ -10,7 +10,8 @@
     preallocation = "off"          # "metadata": of blank volumes
     owner = "libvirt-qemu"         # of new files; also group, and mode = "0600"
 
-Host tools: qemu-img (qemu-utils). Clones and snapshots take no time and share what they have in
+Host tools: qemu-img (qemu-utils); to attach takes root, FUSE, Linux 5.8 and qemu-storage-daemon
+(qemu-system-common). Clones and snapshots take no time and share what they have in
 common: the file of a volume lies over a layer or an image base (`volctl.qcow2`), by a name relative to
 the directory, with its format. To open a file is to open all that it lies over, so each chain is
 compared with its rows before. Deleting a snapshot merges its layer where only one file lies over it.
@@ -19,15 +20,19 @@ compared with its rows before. Deleting a snapshot merges its layer where only o
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from volctl import files
-from volctl.backend import Capabilities, Info, Listing, Progress, Setup, Stats, Target
+from volctl.backend import Attached, Capabilities, Info, Listing, Progress, Setup, Stats, Target
 from volctl.errors import BackendError, InternalError, InUseError
+from volctl.files import loopdev
+from volctl.files.loopdev import LoopDevice
 from volctl.model import Object
 from volctl.qcow2 import tool
+from volctl.qcow2.export import PROGRAM, RUN, Export
 from volctl.qcow2.header import read
 from volctl.qcow2.layers import Layers, base_of, is_layer, layer, owner
 from volctl.qcow2.settings import OPTIONS, layout
@@ -50,6 +55,7 @@ class Qcow2(Shelf):
             clone_locks_source=True,
             clones_need_source=True,
             shared_layers=True,
+            sector_sizes=loopdev.SECTOR_SIZES,
             extra=self.setup.options.get("capabilities", {}),
         )
 
@@ -60,7 +66,7 @@ class Qcow2(Shelf):
             return self.pool()  # `check` tells what is wrong with it
 
     def tools(self) -> list[str]:
-        return ["qemu-img"]
+        return ["qemu-img", PROGRAM]
 
     def stats(self) -> Stats:
         with self._directory.opened("look at the free space") as place:
@@ -87,17 +93,25 @@ class Qcow2(Shelf):
             layers.collect(layer(target))
             below: str | None = base_of(source)
             if source.kind == "volume":
-                self._refuse_held(layers, source)
-                below = layers.base_for(source, target)
+                below = layers.base_for(source, target, self._switch(layers, source))
             layers.put(target.name, below, size, self._ownership)
         progress(length, length)
 
-    def _refuse_held(self, layers: Layers, volume: Object) -> None:
+    def _switch(self, layers: Layers, volume: Object) -> Callable[[Path], None] | None:
+        """How our daemon goes on in another file; None if nobody has the volume open, `InUseError` for others."""
+        export = self._export(volume)
+        if export.device():
+            return export.switch
+        export.stop()
         if holders := self._holders(layers, volume):
             raise InUseError(
                 f"{volume.name} is in use by {', '.join(holders)}",
                 hint="stop what uses it first: nobody else can say at which instant its bytes belong together",
             )
+        return None
+
+    def _export(self, volume: Object) -> Export:
+        return Export(self.setup.database, volume.name)
 
     @contextmanager
     def writing(self, target: Object, size: int) -> Iterator[Target]:
@@ -121,7 +135,11 @@ class Qcow2(Shelf):
             length = layers.verified(volume.name).size
             if size < length:
                 raise BackendError(f"{volume.name} has {length} bytes and cannot shrink to {size}")
-            if size > length:
+            export = self._export(volume)
+            if size > length and export.device():
+                export.grow(size)
+            elif size > length:
+                export.stop()
                 tool.resize(self.path(volume), layers.paths_below(volume.name), size)
             with layers.place.existing(volume.name, os.O_RDWR):
                 pass  # synced when this ends
@@ -129,8 +147,7 @@ class Qcow2(Shelf):
     def snapshot(self, volume: Object, snapshot: Object) -> None:
         with self._opened(f"snapshot {volume.name} as {snapshot.name}") as layers:
             self._drop(layers, snapshot)
-            self._refuse_held(layers, volume)
-            layers.freeze(volume.name, layer(snapshot))
+            layers.freeze(volume.name, layer(snapshot), self._switch(layers, volume))
             layers.place.link(layer(snapshot), snapshot.name)
 
     def delete_snapshot(self, volume: Object, snapshot: Object) -> None:
@@ -146,6 +163,7 @@ class Qcow2(Shelf):
         """The volume's file is replaced by another inode, in one step, with the owner and mode it had."""
         with self._opened(f"revert {volume.name} to {snapshot.name}") as layers:
             layers.verified(snapshot.name)
+            self._export(volume).detach()
             with layers.place.existing(volume.name) as old:
                 ownership = owner(old)
             layers.put(volume.name, layer(snapshot), size, ownership)
@@ -155,6 +173,8 @@ class Qcow2(Shelf):
             if volume.kind == "snap":
                 self._drop(layers, volume)
                 return
+            if volume.kind == "volume":
+                self._export(volume).detach()
             layers.remove(volume.name)
             layers.collect(layer(volume))
 
@@ -178,7 +198,59 @@ class Qcow2(Shelf):
         if not layers.place.stat(volume.name):
             return []
         with layers.place.existing(volume.name) as fd:
-            return files.holders(self.path(volume), fd)
+            found = files.holders(self.path(volume), fd)
+        export = self._export(volume)
+        ours = tuple(f"(pid {pid})" for pid in export.daemons()) if found else ()
+        return [*export.users(), *(holder for holder in found if not holder.endswith(ours))]
+
+    def attach(self, volume: Object, *, read_only: bool, sector_size: int | None = None) -> str:
+        export = self._export(volume)
+        with self._opened(f"attach {volume.name}") as layers:
+            header = layers.verified(volume.name)
+            device = export.device()
+            if not (device and export.lives() and _fits(device, read_only, sector_size)):
+                export.detach()
+                below = layers.paths_below(volume.name)
+                device = export.attach(self.path(volume), below, read_only=read_only, sector_size=sector_size)
+            if device.size != header.size or not _fits(device, read_only, sector_size):
+                raise BackendError(f"{device.node} has {device.size} bytes, or not the mode or sectors asked for")
+        return str(device.node)
+
+    def detach(self, volume: Object) -> None:
+        """A layer that could not be merged while the daemon had it open is merged now."""
+        with self._opened(f"detach {volume.name}") as layers:
+            self._export(volume).detach()
+            if layers.place.stat(volume.name):
+                with layers.place.existing(volume.name, os.O_RDWR):
+                    pass  # synced when this ends
+                layers.collect_below(volume.name)
+
+    def attached(self, volume: Object, device: str | None = None) -> Attached | None:
+        export = self._export(volume)
+        found = export.device()
+        return _attached(found) if found and export.lives() else None
+
+    def resize_device(self, volume: Object) -> None:
+        export = self._export(volume)
+        with self._at("resize_device", volume):
+            if (device := export.device()) and export.lives():
+                export.resize(device)
+
+    def _devices(self) -> dict[Object, Attached]:
+        found = {}
+        for name, device in loopdev.marked(str(RUN / self.setup.database)):
+            target = files.object_named(name)
+            if target and os.path.lexists(self.path(target)):
+                found[target] = _attached(device)
+        return found
+
+
+def _fits(device: LoopDevice, read_only: bool, sector_size: int | None) -> bool:
+    return device.read_only == read_only and sector_size in (None, device.sector_size)
+
+
+def _attached(device: LoopDevice) -> Attached:
+    return Attached(str(device.node), device.read_only, device.sector_size)
 
 
 def _info(place: files.Place, target: Object) -> Info:

@@ -13,6 +13,7 @@ import os
 import shlex
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -30,10 +31,23 @@ inherited: set[int] = set()
 on_run: Callable[[str], None] = lambda line: None
 """Told each command line before it runs, quoted for a shell: `--verbose` prints it."""
 
-PACKAGES = {"qemu-img": "qemu-utils", "losetup": "util-linux", "lvm": "lvm2", "thin_check": "thin-provisioning-tools"}
+PACKAGES = {
+    "qemu-img": "qemu-utils",
+    "qemu-storage-daemon": "qemu-system-common",
+    "losetup": "util-linux",
+    "lvm": "lvm2",
+    "thin_check": "thin-provisioning-tools",
+}
 ENVIRONMENT = {"LC_ALL": "C", "PATH": os.defpath, "LVM_SUPPRESS_FD_WARNINGS": "1"}
 TERM_GRACE = 2.0  # seconds between SIGTERM and SIGKILL
 KEEP = ("/bin/sh", "-c", '"$@"; exit $?', "sh")  # a shell that keeps the descriptors which its program closes
+LEAVE = """
+import os, sys
+locks, *argv = sys.argv[1:]
+close = [(os.POSIX_SPAWN_CLOSE, int(lock)) for lock in locks.split(",") if lock]
+pid = os.posix_spawn(argv[0], argv, os.environ, file_actions=close)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 255)
+"""  # keeps the locks until the program that must not have them is on its own
 _groups: set[int] = set()
 
 
@@ -102,6 +116,19 @@ def run(
     if result.status not in ok:
         raise failure(program, result)
     return result
+
+
+def run_server(program: str, *args: str | int, timeout: float) -> None:
+    """Start a program that daemonizes itself once it is ready, and lives on without our locks.
+
+    They are held until it is ready, or has failed, also if this process is killed meanwhile.
+    """
+    argv = [find(program), *map(str, args)]
+    on_run(shlex.join([program, *argv[1:]]))
+    leave = [sys.executable, "-I", "-S", "-c", LEAVE, ",".join(map(str, sorted(inherited)))]
+    result = _wait(_start([*leave, *argv], set(inherited), None, None), program, timeout, TERM_GRACE)
+    if result.status:
+        raise failure(program, result)
 
 
 def failure(program: str, result: Result) -> BackendError:

@@ -23,6 +23,9 @@ from volctl.db.chains import StoredChains
 from volctl.db.store import Store, open_store
 from volctl.model import KiB, Object
 from volctl.qcow2 import tool
+from volctl.qcow2.qmp import Monitor
+
+PROGRAMS = {tool._run.__code__, command.run_server.__code__, Monitor.execute.__code__}
 
 
 class Countdown:
@@ -36,9 +39,9 @@ class Countdown:
         if os.getpid() != self.pid:
             return  # a program that is being started
         name = arg.__name__ if event == "c_call" and isinstance(arg, BuiltinFunctionType) else ""
-        programs = event in ("call", "return") and frame.f_code is tool._run.__code__
+        programs = event in ("call", "return") and frame.f_code in PROGRAMS
         rows = event == "return" and frame.f_code is StoredChains.note.__code__
-        if name in ("link", "rename", "unlink", "fsync") or programs or rows:
+        if name in ("link", "rename", "unlink", "fsync", "mkdir", "ioctl") or programs or rows:
             if self.left == 0:
                 os.kill(self.pid, signal.SIGKILL)
             self.left -= 1

@@ -66,12 +66,12 @@ class LoopDevice:
         return Path("/sys/block", self.name, what).read_text().strip()
 
 
-def attach(fd: int, mark: str, *, read_only: bool, sector_size: int | None) -> LoopDevice:
-    """A new device over the file open at `fd`, direct where its file system can, of its size.
+def attach(fd: int, mark: str, *, read_only: bool, sector_size: int | None, direct: bool = True) -> LoopDevice:
+    """A new device over the file open at `fd`, of its size; `direct` where its file system can.
 
     `AccessError` without rights, `MissingError` where there are no loop devices.
     """
-    flags = _DIRECT_IO | (_READ_ONLY if read_only else 0)
+    flags = (_DIRECT_IO if direct else 0) | (_READ_ONLY if read_only else 0)
     info = _INFO.pack(*[0] * _FLAGS, flags, mark.encode(), b"", b"", 0, 0)
     config = struct.pack("<2I", fd, sector_size or SECTOR_SIZES[0]) + info + bytes(64)
     with _allowed(), os_open(_CONTROL, os.O_RDWR | os.O_CLOEXEC) as control:

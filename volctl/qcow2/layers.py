@@ -9,7 +9,7 @@ committed into it, which nobody can tell, and the layer then takes that file's n
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,10 +102,17 @@ class Layers:
         return [child for child in self.chains.children(name) if self._lies_over(child, name)]
 
     def _lies_over(self, child: str, name: str) -> bool:
-        backing = self.header(child).backing if self._there(child) else None
-        if backing != name:
-            self.chains.note(child, self.chains.parents(child) - {name} or {None})
-        return backing == name
+        """A file that was swapped for another, or damaged, keeps what its predecessor needed."""
+        parents = self.chains.parents(child)
+        if self._there(child):
+            try:
+                backing = self.header(child).backing
+            except BackendError:
+                return True
+            if backing == name or backing not in parents:
+                return True
+        self.chains.note(child, parents - {name} or {None})
+        return False
 
     # -- make
 
@@ -125,8 +132,12 @@ class Layers:
         if before != {parent}:
             self.chains.note(name, {parent})
 
-    def freeze(self, volume: str, frozen: str) -> None:
-        """What the volume holds becomes the layer `frozen`, and the volume an empty file over it."""
+    def freeze(self, volume: str, frozen: str, switch: Callable[[Path], None] | None = None) -> None:
+        """What the volume holds becomes the layer `frozen`, and the volume an empty file over it.
+
+        `switch` lets who has the volume open go on in the file at that path. Cut off before, it writes to
+        the layer, which reads the same: the volume over it is empty, and no name of a snapshot was given.
+        """
         header = self.verified(volume)
         self.chains.note(frozen, {header.backing})
         self.chains.note(volume, {header.backing, frozen})
@@ -136,16 +147,18 @@ class Layers:
         with self.place.fresh(new(volume), ownership):
             tool.create(self.place.path / new(volume), header.size, self.options, frozen)
         self.place.replace(new(volume), volume)
+        if switch:
+            switch(self.place.path / volume)
         self.chains.note(volume, {frozen})
 
-    def base_for(self, source: Object, point: Object) -> str | None:
+    def base_for(self, source: Object, point: Object, switch: Callable[[Path], None] | None) -> str | None:
         """The file that a clone `point` of a volume is to lie over: as it is now, frozen unless it is empty."""
         with self.place.existing(source.name) as fd:
             header = read(fd, source.name)
             blank = is_blank(fd, header)
-        if blank:
+        if blank and not switch:
             return header.backing
-        self.freeze(source.name, layer(point))
+        self.freeze(source.name, layer(point), switch)
         return layer(point)
 
     # -- take apart
@@ -180,6 +193,15 @@ class Layers:
         elif len(above) == 1 and not self._held(name) and not self._held(above[0]):
             with suppress(NoSpaceError):  # to delete something must not need room: it stays, hidden
                 self._merge(above[0], name)
+
+    def collect_below(self, name: str) -> None:
+        """What was in use when it could have been merged. A file that was swapped is left to who opens it next."""
+        try:
+            below = self.below(name)
+        except BackendError:
+            return
+        if below:
+            self.collect(below[0])
 
     def _unfreeze(self, volume: str, frozen: str) -> None:
         """A freeze that did not come to its end: the layer is still the volume itself."""

@@ -1,0 +1,169 @@
+"""The devices of qcow2 volumes: the contract, and what becomes of bytes while they are attached."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from backends.qcow2 import Qcow2
+from tests import qcow2_files
+from tests.backends.attaching import HOLD, Attaching
+from tests.backends.conformance import SIZE, new, quiet, stranger
+from tests.backends.test_qcow2 import OnRows, layers_in
+from volctl.backend import Backend
+from volctl.errors import InUseError
+from volctl.model import MiB, Object
+from volctl.qcow2.export import Export
+
+pytestmark = pytest.mark.root
+
+
+class TestQcow2(OnRows, Attaching):
+    least_steps = 4
+
+    @pytest.fixture(autouse=True)
+    def nothing_is_left(self, rows: None, pool: Backend, volume: Object) -> Iterator[None]:
+        yield
+        for name in os.listdir(pool.path(volume).parent):
+            if name.startswith("volume-"):
+                pool.detach(Object("volume", name.removeprefix("volume-")))
+        assert not os.path.exists(Export(pool.setup.database, "any").disk.parent)
+
+    def backend(self, directory: Path, database: str, **options: object) -> Qcow2:
+        directory.mkdir(exist_ok=True)
+        return super().backend(directory, database, **options)
+
+    def write(self, backend: Backend, volume: Object, data: bytes) -> None:
+        qcow2_files.write(backend.path(volume), 0, data)
+
+    def reboot(self, device: str) -> None:
+        disk = backing(device)
+        subprocess.run(["losetup", "-d", device], check=True)
+        kill_daemon(disk)
+        subprocess.run(["umount", "-l", disk], check=True)
+
+    def devices(self, backend: Backend, volume: Object) -> int:
+        export = Export(backend.setup.database, volume.name)
+        files = [
+            file.read_text().strip() for file in Path("/sys/block").glob("loop*/loop/backing_file") if file.exists()
+        ]
+        here = files.count(str(export.disk))
+        return max(here, len(export.daemons()))
+
+    def test_a_snapshot_and_a_clone_of_an_attached_volume_are_of_one_instant(
+        self, pool: Backend, volume: Object
+    ) -> None:
+        device, snapshot, clone = pool.attach(volume, read_only=False), new("snap"), new()
+        put(device, 0, b"then")
+        pool.snapshot(volume, snapshot)
+        put(device, 0, b"now!")
+        pool.clone(volume, clone, 2 * SIZE, quiet)
+        put(device, MiB, b"later")
+        with open(device, "rb") as file:
+            assert file.read(4) == b"now!"
+        pool.detach(volume)
+        seen = {each: qcow2_files.read(pool.path(each)) for each in (volume, snapshot, clone)}
+        assert [seen[each][:4] for each in (snapshot, clone, volume)] == [b"then", b"now!", b"now!"]
+        assert not any(seen[clone][4:]) and seen[volume][MiB : MiB + 5] == b"later" and not any(seen[snapshot][4:])
+
+    def test_what_could_not_be_merged_while_attached_is_merged_at_the_end(self, pool: Backend, volume: Object) -> None:
+        device, snapshot = pool.attach(volume, read_only=False), new("snap")
+        put(device, 0, b"then")
+        pool.snapshot(volume, snapshot)
+        put(device, 4096, b"more")
+        pool.delete_snapshot(volume, snapshot)
+        directory = pool.path(volume).parent
+        assert pool.inspect(snapshot) is None and len(layers_in(directory)) == 1
+        put(device, 8192, b"last")
+        pool.detach(volume)
+        assert layers_in(directory) == []
+        content = qcow2_files.read(pool.path(volume))
+        assert [content[at : at + 4] for at in (0, 4096, 8192)] == [b"then", b"more", b"last"]
+        qcow2_files.check(pool.path(volume))
+
+    def test_a_file_system_on_the_device_is_whole_afterwards(self, pool: Backend, tmp_path: Path) -> None:
+        volume, raw = new(), tmp_path / "raw"
+        pool.create(volume, 64 * MiB)
+        device = pool.attach(volume, read_only=False)
+        subprocess.run(["mkfs.ext4", "-q", device], check=True)
+        (tmp_path / "mnt").mkdir()
+        subprocess.run(["mount", device, tmp_path / "mnt"], check=True)
+        data = os.urandom(8 * MiB)
+        (tmp_path / "mnt" / "file").write_bytes(data)
+        with pytest.raises(InUseError, match="mounted on"):
+            pool.detach(volume)
+        subprocess.run(["umount", tmp_path / "mnt"], check=True)
+        pool.detach(volume)
+        qcow2_files.to_raw(pool.path(volume), raw)
+        subprocess.run(["e2fsck", "-fn", raw], check=True, capture_output=True)
+        subprocess.run(["mount", "-o", "loop,ro", raw, tmp_path / "mnt"], check=True)
+        same = (tmp_path / "mnt" / "file").read_bytes() == data
+        subprocess.run(["umount", tmp_path / "mnt"], check=True)
+        assert same
+
+    def test_what_was_flushed_survives_the_daemon(self, pool: Backend, volume: Object) -> None:
+        device = pool.attach(volume, read_only=False)
+        put(device, 0, b"flushed")
+        kill_daemon(backing(device))
+        assert pool.attached(volume) is None and pool.holders(volume) == []
+        pool.detach(volume)
+        assert qcow2_files.read(pool.path(volume)).startswith(b"flushed")
+
+    def test_a_device_taken_away_by_hand_leaves_nobody_in_the_way(self, pool: Backend, volume: Object) -> None:
+        subprocess.run(["losetup", "-d", pool.attach(volume, read_only=False)], check=True)
+        assert pool.attached(volume) is None and pool.holders(volume) == []
+        pool.snapshot(volume, new("snap"))
+        pool.extend(volume, 2 * SIZE)
+        pool.delete(volume)
+
+    def test_holders_names_the_device_and_a_stranger(self, pool: Backend, volume: Object) -> None:
+        device = pool.attach(volume, read_only=False)
+        assert pool.holders(volume) == [device]
+        pool.detach(volume)
+        with stranger(HOLD, str(pool.path(volume))) as pid, pytest.raises(InUseError, match=rf"\(pid {pid}\)"):
+            pool.snapshot(volume, new("snap"))
+
+    def test_a_read_only_device_is_not_written_nor_grown(self, pool: Backend, volume: Object) -> None:
+        device = pool.attach(volume, read_only=True)
+        with pytest.raises(OSError):
+            put(device, 0, b"changed")
+        with pytest.raises(InUseError, match="grow"):
+            pool.extend(volume, 2 * SIZE)
+
+    def test_the_file_below_is_the_one_of_the_rows(self, pool: Backend, volume: Object) -> None:
+        """A chain whose file was swapped for one that names another is not opened."""
+        pool.snapshot(volume, new("snap"))
+        secret = new()
+        pool.create(secret, SIZE)
+        subprocess.run(
+            ["qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", secret.name, pool.path(volume)], check=True
+        )
+        with pytest.raises(Exception, match="changed by somebody"):
+            pool.attach(volume, read_only=False)
+        assert self.devices(pool, volume) == 0
+        pool.delete(secret)
+
+
+def put(device: str, offset: int, data: bytes) -> None:
+    with open(device, "r+b", buffering=0) as file:
+        file.seek(offset)
+        file.write(data)
+        os.fsync(file)
+
+
+def backing(device: str) -> str:
+    return Path("/sys/block", os.path.basename(device), "loop/backing_file").read_text().strip()
+
+
+def kill_daemon(disk: str) -> None:
+    export = Export(Path(disk).parent.name, Path(disk).name)
+    for pid in export.daemons():
+        os.kill(pid, signal.SIGKILL)
+    while export.daemons():
+        time.sleep(0.01)

@@ -1,0 +1,61 @@
+"""One conversation with a QEMU program over its monitor socket: docs/interop/qmp-spec.txt in QEMU's source."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from volctl.errors import BackendError
+
+PATIENCE = 30.0  # seconds for one answer
+
+
+class RefusedError(Exception):
+    """The program understood, and would not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Monitor:
+    path: Path
+    stream: TextIO
+
+    def execute(self, command: str, **arguments: Any) -> Any:
+        """What the command returns. `RefusedError` with its words, `BackendError` when nobody answers."""
+        with _answering(self.path):
+            self.stream.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
+            self.stream.flush()
+            while line := self.stream.readline():
+                said = json.loads(line)
+                if "error" in said:
+                    raise RefusedError(said["error"]["desc"])
+                if "return" in said:
+                    return said["return"]
+        raise BackendError(f"the storage daemon at {self.path} went away")
+
+
+@contextmanager
+def connected(path: Path) -> Iterator[Monitor]:
+    """`BackendError` if nobody answers at the socket."""
+    with socket.socket(socket.AF_UNIX) as channel:
+        with _answering(path):
+            channel.settimeout(PATIENCE)
+            channel.connect(str(path))
+        with channel.makefile("rw", encoding="utf-8") as stream:
+            monitor = Monitor(path, stream)
+            with _answering(path):
+                stream.readline()  # the greeting
+            monitor.execute("qmp_capabilities")
+            yield monitor
+
+
+@contextmanager
+def _answering(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise BackendError(f"the storage daemon at {path} does not answer: {error}") from error
