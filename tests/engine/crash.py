@@ -343,6 +343,7 @@ def caching(caching_world: Rig) -> Iterator[Rig]:
         yield copied
 
 
+@pytest.fixture(scope="session")
 def qcow2_world(zygote: Zygote) -> Iterator[Rig]:
     with furnished(zygote, "qcow2") as rig:
         yield rig

@@ -160,13 +160,13 @@ class Export:
     def grow(self, size: int) -> None:
         """The disk, to `size` bytes; the device sees it by `resize`."""
         with self._changing("grow") as (monitor, node):
-            monitor.execute("block_resize", **{"node-name": node, "size": size})
+            monitor.execute("block_resize", {"node-name": node, "size": size})
         self.flush()
 
     def resize(self, device: LoopDevice) -> None:
         """Let the device see the size that the disk has now, which the kernel remembers for a second."""
         with self._changing("grow") as (monitor, node):
-            nodes = monitor.execute("query-named-block-nodes", flat=True)
+            nodes = monitor.execute("query-named-block-nodes", {"flat": True})
         size = next(each["image"]["virtual-size"] for each in nodes if each["node-name"] == node)
         end = time.monotonic() + START
         while device.size != size:
@@ -182,8 +182,8 @@ class Export:
         with self._changing("take a snapshot of") as (monitor, node):
             overlay = f"over-{os.stat(path).st_ino}"
             below = _node(overlay, [path], read_only=False) | {"backing": None}
-            monitor.execute("blockdev-add", **below)
-            monitor.execute("blockdev-snapshot", node=node, overlay=overlay)
+            monitor.execute("blockdev-add", below)
+            monitor.execute("blockdev-snapshot", {"node": node, "overlay": overlay})
 
     @contextmanager
     def _changing(self, what: str) -> Iterator[tuple[Monitor, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +24,10 @@ class Monitor:
     path: Path
     stream: TextIO
 
-    def execute(self, command: str, **arguments: Any) -> Any:
+    def execute(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
         """What the command returns. `RefusedError` with its words, `BackendError` when nobody answers."""
         with _answering(self.path):
-            self.stream.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
+            self.stream.write(json.dumps({"execute": command, "arguments": arguments or {}}) + "\n")
             self.stream.flush()
             while line := self.stream.readline():
                 said = json.loads(line)
