@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import REPO, environment
 
 EXPENSIVE = ("asyncio", "oslo_utils", "pydantic", "pyudev", "rich", "sh", "sqlalchemy", "volctl.service")
 PROBE = """
@@ -74,3 +77,14 @@ def test_runs_as_a_module_from_anywhere(tmp_path: Path) -> None:
         check=True,
     )
     assert done.stdout.startswith("volctl 0.")
+
+
+def test_a_signal_while_it_starts_ends_it_without_a_word(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, volctl.cli, volctl.cli.app\n"
+        "volctl.cli.app.run = lambda words: os.kill(os.getpid(), signal.SIGINT)\n"
+        "volctl.cli.main(['list'])"
+    )
+    argv = [sys.executable, "-c", program]
+    done = subprocess.run(argv, env=environment(tmp_path), cwd=REPO, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")

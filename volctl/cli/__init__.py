@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 
 from volctl.cli import stdout
@@ -20,6 +21,8 @@ RARELY = 100_000  # objects made between two searches for garbage: imports make 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code (`volctl.errors` lists them). Never raises."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to undo, Ctrl-C just ends it
     gc.set_threshold(RARELY)
     _fill_standard_descriptors()
     words = sys.argv[1:] if argv is None else argv
