@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,12 +28,17 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a command ended: its exit code (negative: the signal), the points it passed, what it said."""
+    """How a command ended: its exit code (negative: the signal), the points it passed, what it said.
+
+    `seconds` of processor time and `memory` in bytes, the most of it and of its children.
+    """
 
     status: int
     points: list[str]
     out: str
     err: str
+    seconds: float = 0.0
+    memory: int = 0
 
     def json(self) -> Any:
         return json.loads(self.out)
@@ -44,10 +49,10 @@ class Ended:
 
 
 class Zygote:
-    """The warm process of `zygote.py`, with these modules imported."""
+    """The warm process of `zygote.py`, with these modules imported; `under` another program, such as strace."""
 
-    def __init__(self, *modules: str) -> None:
-        words = [sys.executable, "-m", "tests.engine.zygote", *modules]
+    def __init__(self, *modules: str, under: Sequence[str] = ()) -> None:
+        words = [*under, sys.executable, "-m", "tests.engine.zygote", *modules]
         env = {
             **({"VOLCTL_DEBUG": "1"} if os.environ.get("VOLCTL_DEBUG") else {}),
             "PYTHONPATH": str(REPO),

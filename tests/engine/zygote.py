@@ -31,7 +31,7 @@ Json = dict[str, Any]
 FILE_EVENTS = {"os.remove", "os.rename", "os.truncate", "os.mkdir", "os.link", "fcntl.flock"}
 NOT_OURS = {"calls", "fail"}  # the fake backend's own book-keeping
 SOON = 0.08  # seconds; an LVM call takes 0.1 to 1 where the processor is emulated
-Outcome = tuple[int, list[str], str, str]
+Outcome = tuple[int, list[str], str, str, float, int]
 
 
 @dataclass(slots=True)
@@ -143,16 +143,17 @@ def listen(order: Json, writer: int) -> None:
 
 
 def join(pid: int, command: Command) -> Outcome:
-    """How it ended (negative: by that signal), the points it passed, what it said."""
+    """How it ended (negative: by that signal), the points it passed, what it said, what it and its children used."""
     with os.fdopen(command.points) as pipe:
         points = pipe.read().splitlines()
-    _, status = os.waitpid(pid, 0)
+    _, status, used = os.wait4(pid, 0)
     said = []
     for file in (command.out, command.err):
         file.seek(0)
         said.append(file.read().decode())
         file.close()
-    return os.waitstatus_to_exitcode(status), points, said[0], said[1]
+    seconds = used.ru_utime + used.ru_stime
+    return os.waitstatus_to_exitcode(status), points, said[0], said[1], seconds, used.ru_maxrss * 1024
 
 
 def warm_up(modules: Sequence[str] = ()) -> None:

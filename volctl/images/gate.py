@@ -188,7 +188,10 @@ def _size(fd: int, path: str, allow_device: bool) -> int:
         raise ImageError(f"{path} is {kind}, not an image file")
     if stat.S_ISBLK(mode) and not allow_device:
         raise ImageError(f"{path} is a block device, not an image file", hint="--allow-device takes it all the same")
-    size = os.lseek(fd, 0, os.SEEK_END)
+    try:
+        size = os.lseek(fd, 0, os.SEEK_END)
+    except OSError as error:
+        raise ImageError(f"{path} has no length, so it is no image file: {error.strerror}") from error
     if not size:
         raise ImageError(f"the image {path} is empty")
     return size

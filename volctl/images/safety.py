@@ -15,6 +15,7 @@ from volctl.images.reader import BYTES_PER_SECOND, slowness
 from volctl.model import MiB
 
 MEMORY = 256 * MiB
+SLOW = 2.0  # times a usual machine: worth a second try with more time
 SECONDS = 1  # of processor time, more for what really holds much
 HEAD = 2 * MiB  # holds the longest descriptor of a VMDK
 FOOTER = 1536
@@ -85,18 +86,23 @@ def _check(fd: int, path: str, driver: str, seconds: int) -> None:
 
 def _run(fd: int, path: str, verb: str, driver: str, seconds: int) -> command.Result:
     """Its result; refused is what does not end within its limits, or is being written to."""
-    seconds = math.ceil(seconds * slowness())
-    limits = command.Limits(memory=MEMORY, cpu=seconds)
-    source = f"/dev/fd/{fd}"
-    result = command.run(
-        "qemu-img", verb, "--output=json", "-f", driver, source,
-        ok=range(-64, 256), pass_fds=(fd,), limits=limits, cage=Cage(reads=(source,)),
-    )  # fmt: skip
+    result = _try(fd, verb, driver, seconds)
+    if result.status < 0 and slowness() >= SLOW:
+        seconds = math.ceil(seconds * slowness())
+        result = _try(fd, verb, driver, seconds)
     if result.status < 0:
         raise ImageUnsafeError(f"the image {path} cannot be checked within {seconds} s and {MEMORY // MiB} MiB")
     if result.status and "Is another process using the image" in result.err:
         raise InUseError(f"the image {path} is open for writing in another program", hint="stop the program first")
     return result
+
+
+def _try(fd: int, verb: str, driver: str, seconds: int) -> command.Result:
+    source, limits = f"/dev/fd/{fd}", command.Limits(memory=MEMORY, cpu=seconds)
+    return command.run(
+        "qemu-img", verb, "--output=json", "-f", driver, source,
+        ok=range(-64, 256), pass_fds=(fd,), limits=limits, cage=Cage(reads=(source,)),
+    )  # fmt: skip
 
 
 def _said(fd: int, result: command.Result) -> str:

@@ -10,8 +10,7 @@ from volctl.images.reader import Reader
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Bytes throughout. `data` is what a copy writes at most: every reference to a cluster counts,
-    since one stored cluster may stand for many. `virtual_size` None: only QEMU's reading counts.
+    """Bytes throughout. `data` is what a copy writes at most. `virtual_size` None: only QEMU's reading counts.
 
     `check` is whether `qemu-img check` is to be asked: not where it must complain of an image that
     reads well (qcow2 with lazy refcounts) or has no check (vhd).

@@ -15,6 +15,7 @@ KNOWN = DIRTY | CORRUPT | DATA_FILE | COMPRESSION | EXTENDED_L2
 OFFSET = 0x00FFFFFFFFFFFE00
 COMPRESSED = 1 << 62
 ZERO = 1
+LEAST = 16  # bytes that a compressed cluster takes, and more
 MAX_L1 = 32 * 1024**2 // 8  # entries; QCOW_MAX_L1_SIZE
 HEADER = struct.Struct(">IQIIQIIQ")  # from the version on
 
@@ -41,9 +42,12 @@ class Header:
 def inspect(reader: Reader) -> Layout:
     """Refuses what names other files, what is encrypted, unknown, corrupt or cut off."""
     header = _header(reader)
-    data, last = 0, header.size // header.cluster // header.per_table
+    data, stored, last = 0, 0, header.size // header.cluster // header.per_table
     for index, table in enumerate(_tables(reader, header)):
-        data += _table(reader, header, table, index == last) if table else 0
+        if table:
+            plain, packed = _table(reader, header, table, index == last)
+            data, stored = data + plain + packed * header.cluster, stored + plain + packed * LEAST
+            reader.holds(stored, header.cluster)
     return Layout(header.size, min(data, header.size), check=not header.features & DIRTY)
 
 
@@ -86,11 +90,11 @@ def _tables(reader: Reader, header: Header) -> Iterator[int]:
             yield entry & OFFSET
 
 
-def _table(reader: Reader, header: Header, offset: int, last: bool) -> int:
-    """The bytes of guest data behind one L2 table, whose extents all lie inside the file."""
+def _table(reader: Reader, header: Header, offset: int, last: bool) -> tuple[int, int]:
+    """What is behind one L2 table, all inside the file: bytes of plain data, and compressed clusters."""
     raw = reader.read(offset, header.cluster, "L2 table")
     if raw.count(0) == len(raw):
-        return 0
+        return 0, 0
     entries = unpack("Q", raw, big=True)
     if header.features & EXTENDED_L2:
         return _extended(reader, header, entries)
@@ -98,7 +102,7 @@ def _table(reader: Reader, header: Header, offset: int, last: bool) -> int:
     return _standard(reader, header, entries, partial)
 
 
-def _standard(reader: Reader, header: Header, entries: array[int], partial: int | None) -> int:
+def _standard(reader: Reader, header: Header, entries: array[int], partial: int | None) -> tuple[int, int]:
     """`partial` is the entry of the disk's last cluster if the disk ends inside it."""
     zero = ZERO if header.version == 3 else 0
     if partial is not None and not entries[partial] & (COMPRESSED | zero):
@@ -109,7 +113,7 @@ def _standard(reader: Reader, header: Header, entries: array[int], partial: int 
     count = len(plain) - plain.count(0)
     if count:
         reader.reaches(max(plain) + header.cluster, "last cluster")
-    return (count + _compressed(reader, header, entries)) * header.cluster
+    return count * header.cluster, _compressed(reader, header, entries)
 
 
 def _compressed(reader: Reader, header: Header, entries: array[int]) -> int:
@@ -122,7 +126,7 @@ def _compressed(reader: Reader, header: Header, entries: array[int]) -> int:
     return len(ends)
 
 
-def _extended(reader: Reader, header: Header, entries: array[int]) -> int:
+def _extended(reader: Reader, header: Header, entries: array[int]) -> tuple[int, int]:
     """Subclusters: of 32 in a cluster, those whose bit is set are there; the file may end after them."""
     data, end, part = 0, 0, header.cluster // 32
     for entry, bitmap in zip(entries[::2], entries[1::2], strict=True):
@@ -130,4 +134,4 @@ def _extended(reader: Reader, header: Header, entries: array[int]) -> int:
             end = max(end, (entry & OFFSET) + there.bit_length() * part)
             data += there.bit_count() * part
     reader.reaches(end, "last cluster")
-    return data + _compressed(reader, header, entries[::2]) * header.cluster
+    return data, _compressed(reader, header, entries[::2])

@@ -35,4 +35,5 @@ def _blocks(reader: Reader, map_offset: int, data_offset: int, blocks: int) -> i
         if there := [index for index in piece if index < FREE]:
             reader.reaches(data_offset + (max(there) + 1) * BLOCK, "last block")
             stored += len(there)
+            reader.holds(stored * BLOCK, 0)
     return stored

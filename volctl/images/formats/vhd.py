@@ -50,6 +50,7 @@ def _dynamic(reader: Reader, footer: bytes) -> int:
         raise reader.corrupt(f"{entries} blocks of {block} bytes do not fit a disk of {size} bytes")
     stored, end = _blocks(reader, table, entries, block)
     reader.reaches(end + FOOTER, "last block and footer")
+    reader.holds(stored * block, 0)
     if not reader.read(reader.size - FOOTER, FOOTER, "footer").startswith(b"conectix"):
         raise reader.corrupt("it is cut off: a VHD ends in a footer, this one does not")
     return min(stored * block, entries * block)

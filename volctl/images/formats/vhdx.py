@@ -48,6 +48,7 @@ def inspect(reader: Reader) -> Layout:
     for piece in reader.words("Q", regions[BAT], disk.entries, "block allocation table"):
         data += _stored(reader, disk, piece, index) * disk.block
         index += len(piece)
+        reader.holds(data, 0)
     return Layout(disk.size, min(data, disk.size))
 
 

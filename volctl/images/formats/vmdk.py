@@ -43,6 +43,8 @@ def inspect(reader: Reader) -> Layout:
     for piece in reader.words("I", header.directory * SECTOR, -(-header.capacity // covered), "grain directory"):
         for table in piece:
             data += _table(reader, header, table) if table else 0
+            stored = data // header.grain if header.flags & COMPRESSED else data  # a sector for each at least
+            reader.holds(stored, header.grain * SECTOR)
     return Layout(header.capacity * SECTOR, min(data, header.capacity * SECTOR))
 
 
