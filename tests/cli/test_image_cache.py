@@ -1,4 +1,4 @@
-"""Images cached on file systems that share blocks, through the command line."""
+"""Images cached where files share blocks, through the command line."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ import pytest
 
 from tests.backends.test_loop import extents, free
 from tests.cli.conftest import Cli, MiB, make_image, zeros
-
-pytestmark = pytest.mark.root
 
 
 @pytest.fixture
@@ -82,3 +80,25 @@ def test_backend_show_says_that_images_are_cached_and_what_they_take(pool: Path,
     wanted = {"used": True, "reason": None, "images": 1, "size": 3 * MiB, "max_count": 50, "max_size": 100 << 30}
     assert told["image_cache"] == wanted
     assert (told["volumes"], told["provisioned"]) == (1, 6 * MiB)
+
+
+def test_overlays_keep_what_they_lie_over(cli: Cli) -> None:
+    """On qcow2 an image in use cannot go: another is not cached then, and the volumes stay whole."""
+    cli.configure(
+        f'[image_cache]\nmax_count = 1\n[[backend]]\nname = "disks"\nkind = "qcow2"\ndirectory = "{cli.home}/disks"\n'
+    )
+    cli("backend", "init", "disks", "-y")
+    first, second = (make_image(cli.home / f"{name}.qcow2", os.urandom(2 * MiB), 3 * MiB) for name in "ab")
+    cli("create", "v", "--from-image", first)
+    again = cli("create", "w", "--from-image", first, "--size", "5M", "-v")
+    assert [line.split()[2] for line in again.err.splitlines() if line.startswith("+ qemu-img")] == ["create"]
+    cli("create", "x", "--from-image", second)
+    assert [entry["location"] for entry in cli.json("image", "cache", "list")] == [str(first)]
+    assert cli.json("image", "cache", "prune", "--all") == []
+    for name, image in (("v", first), ("w", first), ("x", second)):
+        compare = ["qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", str(image), str(cli.file(name))]
+        assert subprocess.run(compare, check=False, capture_output=True).returncode == 0
+    cli("delete", "v", "w", "-y")
+    assert len(cli.json("image", "cache", "prune", "--all")) == 1
+    assert [path.name for path in (cli.home / "disks").iterdir() if path.name != ".volctl"] == [cli.file("x").name]
+    assert cli.json("doctor") == []

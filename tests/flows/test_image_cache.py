@@ -228,20 +228,34 @@ def test_an_entry_in_use_is_not_evicted(caching: Rig, tmp_path: Path) -> None:
     assert check(caching, "v", "w", "x") == []
 
 
+def small(rig: Rig, capacity: int, ratio: float) -> None:
+    """Pool a has so many bytes and that ratio from now on."""
+    text = (rig.root / "config.toml").read_text()
+    limits = f"capacity = {capacity}\nmax_over_subscription_ratio = {ratio}\n"
+    (rig.root / "config.toml").write_text(text.replace(f"capacity = {1024**4}\n", limits, 1))
+
+
 def test_room_is_made_for_a_volume_before_it_is_refused(caching: Rig) -> None:
+    """5 MiB are provisioned with the cached image; 10 may be."""
     create(caching, "v")
-    (entry,) = caching.cached()
-    takes = os.stat(object_of(caching, entry)).st_blocks * 512
-    text = (caching.root / "config.toml").read_text()
-    provisioned = 2 * MiB + MiB + MiB + MiB  # src, bystander, v and the image
-    room = f"capacity = {1024**4}\nreserved_percentage = 0"
-    (caching.root / "config.toml").write_text(
-        text.replace(room.split("\n")[0], f"capacity = {100 * MiB}\nmax_over_subscription_ratio = 0.1", 1)
-    )
-    assert takes and provisioned < 10 * MiB
-    caching.run("create", "w", "--size", "6M", "--backend", "a", status=0)  # 11 MiB of 10 with the image
+    small(caching, 100 * MiB, 0.1)
+    caching.run("create", "far-too-large", "--size", "9M", "--backend", "a", status=6)
+    assert len(caching.cached()) == 1, "it would not have helped"
+    planned = caching.run("create", "w", "--size", "6M", "--backend", "a", "--dry-run", "--json", status=0)
+    assert planned.json()["chosen"] == "a" and len(caching.cached()) == 1
+    caching.run("create", "w", "--size", "6M", "--backend", "a", status=0)
     assert caching.cached() == []
     assert check(caching, "v") == []
+
+
+def test_an_image_that_is_held_needs_no_room_for_its_data(caching: Rig) -> None:
+    create(caching, "v")
+    (caching.pools["a"] / "stats").write_text('{"free": 65536}')
+    create(caching, "w", "--backend", "a")
+    assert caching.there("w")["promised"] == 0 and len(caching.cached()) == 1
+    caching.run("image", "cache", "prune", "--all", status=0)
+    create(caching, "x", "--backend", "a", status=6)
+    assert check(caching, "v", "w") == []
 
 
 def test_a_full_disk_is_freed_of_cached_images_first(caching: Rig) -> None:

@@ -78,8 +78,8 @@ class Rig:
             lvm_oracle.World(self.state, GROUPS, self.contents | contents, self.foreign, groups, told)
         )
 
-    def put_back(self, backend: str, attached: bool) -> None:
-        """As it was before the last command, as far as that changed anything."""
+    def put_back(self, backend: str, attached: bool, cache: str | None = None) -> None:
+        """As it was before the last command, as far as that changed anything; the image cache `empty` or `full`."""
         for name, verb in (("s", ["snapshot", "delete"]), ("v", ["delete"])):
             if self.row(name):
                 self.run(*verb, name, "-y", status=0)
@@ -90,6 +90,12 @@ class Rig:
         if not self.row(f"extra-{backend}"):
             self.run("snapshot", "create", f"src-{backend}", f"extra-{backend}", status=0)
             self.contents[f"extra-{backend}"] = self.contents[f"src-{backend}"]
+        if cache:
+            self.run("image", "cache", "prune", "--all", status=0)
+        if cache == "full":
+            image = str(self.root / "disk.qcow2")
+            self.run("create", "v", "--from-image", image, "--backend", backend, status=0)
+            self.run("delete", "v", "-y", status=0)
 
 
 def alone(state: Path) -> None:
@@ -142,6 +148,7 @@ def _fill(rig: Rig) -> None:
     for name, size in (("then", 3 * MiB), ("now", SIZE), ("image", 2 * MiB)):
         rig.contents[name] = noise(rig.root / name, size, size)
     run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", rig.root / "image", rig.root / "disk.qcow2")
+    rig.contents[str(rig.root / "disk.qcow2")] = rig.contents["image"]
     for backend, group in GROUPS.items():
         run("lvcreate", "-y", "-Wn", "-L", "4m", "-n", "home", "--addtag", "volctl-like", group)
         Path("/dev", group, "home").write_bytes((rig.root / "now").read_bytes()[::-1])

@@ -64,6 +64,7 @@ def _wanted(world: World, tables: dict[str, list[Row]]) -> Iterator[tuple[str, R
     volumes = {row["id"]: row for row in tables["volumes"]}
     rows = [("volume", row) for row in tables["volumes"]]
     rows += [("snap", row | {"backend": volumes[row["volume_id"]]["backend"]}) for row in tables["snapshots"]]
+    rows += [("image", row | {"name": row["location"]}) for row in tables["cached_images"]]
     for kind, row in rows:
         if row["backend"] in world.groups and not oracle.never_was(row):
             yield f"{world.groups[row['backend']]}/{kind}-{row['id']}", row | {"kind": kind}

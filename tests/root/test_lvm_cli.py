@@ -100,15 +100,46 @@ def test_all_four_branches(warm: Volctl, provisioning: str, image: Path) -> None
     assert provisioning == "thick" or (shown["when_full"] == "error" and shown["monitored"] and shown["data_percent"])
     warm("create", "too-large", "--size", "10T", status=6)
     warm("delete", "a", "b", "c", "d", "-y", "--cascade")
+    assert len(json.loads(warm("image", "cache", "prune", "--all", "--json").out)) == (provisioning == "thin")
     assert set(lvs(GROUP)) <= {"volctl"}
     assert {volume["name"] for volume in json.loads(warm("list", "--json").out)} == {"early", "too-large"}
 
 
-def test_a_lost_group_is_said(warm: Volctl, provisioning: str) -> None:
-    (warm.home / "config.toml").write_text(
+def configure(volctl: Volctl, provisioning: str) -> None:
+    (volctl.home / "config.toml").write_text(
         f'[[backend]]\nname = "fast"\nkind = "lvm"\nvolume_group = "{GROUP}"\nprovisioning = "{provisioning}"\n'
     )
-    warm("backend", "init", "fast", "-y")
+    volctl("backend", "init", "fast", "-y")
+
+
+def data_percent() -> float:
+    return float(run("lvs", "--noheadings", "-o", "data_percent", f"{GROUP}/volctl"))
+
+
+def test_the_second_volume_of_an_image_is_a_snapshot_of_the_cached_one(
+    warm: Volctl, disks: list[Path], image: Path
+) -> None:
+    """Its time and its bytes do not depend on the image: nothing is copied, no program but LVM's runs."""
+    with volume_group(disks[:2], GROUP):
+        configure(warm, "thick")
+        assert json.loads(warm("backend", "show", "fast", "--json").out)["image_cache"]["used"] is False
+        configure(warm, "thin")
+        warm("create", "a", "--from-image", image)
+        (entry,) = json.loads(warm("image", "cache", "list", "--json").out)
+        assert run("lvs", "--noheadings", "-o", "lv_active", f"{GROUP}/image-{entry['id']}").strip() == ""
+        before = data_percent()
+        again = warm("create", "b", "--from-image", image, "--size", "20M", "-v")
+        assert "qemu-img" not in again.err and data_percent() - before < 0.5
+        wanted = b"i" * 3 * MiB + bytes(9 * MiB) + b"j" * 4 * MiB
+        assert content(warm, "b") == wanted + bytes(4 * MiB)
+        warm("delete", "a", "-y")
+        warm("image", "cache", "prune", "--all")
+        assert content(warm, "b") == wanted + bytes(4 * MiB)
+        assert set(lvs(GROUP)) == {"volctl", f"volume-{json.loads(warm('show', 'b', '--json').out)['id']}"}
+
+
+def test_a_lost_group_is_said(warm: Volctl, provisioning: str) -> None:
+    configure(warm, provisioning)
     warm("create", "v", "--size", "8M")
     subprocess.run(["vgchange", "-an", GROUP], check=True)
     subprocess.run(["vgexport", GROUP], check=True)

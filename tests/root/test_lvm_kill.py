@@ -52,6 +52,8 @@ class Case:
     order: dict[str, Any] = field(default_factory=dict)
     status: int = 0
     attached: bool = False
+    cache: str | None = None
+    """What is in the image cache before: nothing (`empty`), or the image (`full`)."""
 
     def words(self, rig: Rig, backend: str) -> list[str]:
         return self.argv.replace("B", backend).replace("QCOW2", str(rig.root / "disk.qcow2")).split()
@@ -101,7 +103,8 @@ CASES = {
     "blank": Case("create v --size 8M --backend B", "v", made),
     "from-snapshot": Case("create v --from-snapshot snap-B --size 8M --backend B", "v", made, "then"),
     "from-volume": Case("create v --from-volume src-B --backend B", "v", made, "now"),
-    "from-image": Case("create v --from-image QCOW2 --size 8M --backend B", "v", made, "image"),
+    "from-image": Case("create v --from-image QCOW2 --size 8M --backend B", "v", made, "image", cache="empty"),
+    "from-cache": Case("create v --from-image QCOW2 --size 8M --backend B", "v", made, "image", cache="full"),
     "undone": Case("create v --size 8M --backend B --max-attempts 1", "v", failed, order=FAILS, status=8),
     "delete": Case("delete bystander-B -y", "bystander-B", gone),
     "extend": Case("extend src-B +4M", "src-B", grown),
@@ -143,7 +146,7 @@ def taken(whole: Ended, name: str) -> range:
 
 def one(rig: Rig, case: Case, backend: str, number: int | None, whole: Ended | None) -> tuple[Ended, list[str]]:
     """The command, killed at a point; one more; and what is wrong then."""
-    rig.put_back(backend, case.attached)
+    rig.put_back(backend, case.attached, case.cache)
     name = case.object.replace("B", backend)
     before = rig.row(name)
     died = rig.run(*case.words(rig, backend), programs=True, die_at=number, **case.order)

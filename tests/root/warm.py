@@ -30,10 +30,10 @@ class Warm:
         return self.home / "state/volctl.db"
 
     def configure(self, group: str, **options: object) -> None:
-        """One backend on LVM, prepared."""
+        """One backend on LVM, prepared; images are not cached, so that what takes room is known."""
         values = {"name": "fast", "kind": "lvm", "volume_group": group, **options}
         lines = [f"{key} = {value!r}" for key, value in values.items()]
-        (self.home / "config.toml").write_text("\n".join(["[[backend]]", *lines, ""]))
+        (self.home / "config.toml").write_text("\n".join(["[image_cache]", "max_count = 0", "[[backend]]", *lines, ""]))
         self("backend", "init", "fast", "-y")
 
     def start(self, *argv: str | Path, **order: Any) -> int:

@@ -153,10 +153,12 @@ def _settle(engine: Engine[Context], backend: Backend, key: str) -> None:
 def _make_room(engine: Engine[Context], backend: Backend, size: int) -> bool:
     """Evict, least recently used first, until one more fits the limits of the cache and the backend's room."""
     env = engine.env
+    if not pools.has_room(env, backend.name, size, without_cache=True):
+        return False
     for victim in (*idle(env, backend.name), None):
         with env.store.read() as tx:
             full = excess(image_cache.listing(tx, backend.name), size, env)
-        if not full and not pools.lacks(env, backend.name, size):
+        if not full and pools.has_room(env, backend.name, size):
             return True
         if victim is not None:
             evict(engine, victim)
@@ -201,14 +203,14 @@ def evict(engine: Engine[Context], entry: CachedImage) -> bool:
 
 
 def survey(run: CreateRun) -> pools.Survey:
-    """The backends as the scheduler sees them. Where none has room, what the cache takes of it is evicted first."""
+    """The backends as the scheduler sees them. Where only the cache leaves none with room, it is evicted first."""
     env, found = run.env, pools.survey(run.env)
-    for victim in idle(env):
+    with env.store.read() as tx:
+        foreseen = pools.foresee(tx, env, found, run.state)
+    for victim in idle(env, foreseen.chosen) if foreseen.chosen else ():
         with env.store.read() as tx:
-            explanation = pools.choose(tx, env, found, run.state)
-        if explanation.chosen is not None:
-            break
-        refused = {verdict.name for verdict in explanation.backends if verdict.filter == "CapacityFilter"}
-        if victim.backend in refused and evict(run.engine, victim):
+            if pools.choose(tx, env, found, run.state).chosen is not None:
+                break
+        if evict(run.engine, victim):
             found = pools.survey(env)
     return found

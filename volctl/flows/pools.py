@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from volctl.backend import Capabilities, Problem, Stats
 from volctl.config import BackendConfig
 from volctl.db import image_cache, volumes
+from volctl.db.image_cache import CachedImage
 from volctl.errors import BackendError, NoBackendError, NoSpaceError, VolctlError
 from volctl.flows.context import Context
 from volctl.flows.create import CreateState
@@ -112,6 +113,20 @@ def _pool(seen: Seen, *, provisioned: int, volumes: int, promised: int) -> Pool:
     )
 
 
+def emptied(tx: Connection, found: list[Pool]) -> list[Pool]:
+    """The same pools as if nothing were cached there that could be evicted."""
+    entries = image_cache.listing(tx)
+    return [_emptied(pool, [entry for entry in entries if entry.backend == pool.name]) for pool in found]
+
+
+def _emptied(pool: Pool, entries: list[CachedImage]) -> Pool:
+    if pool.stats is None or pool.capabilities.clones_need_source:
+        return pool
+    free = None if pool.stats.free is None else pool.stats.free + sum(entry.data_size for entry in entries)
+    provisioned = pool.provisioned - sum(entry.size for entry in entries)
+    return replace(pool, stats=replace(pool.stats, free=free), provisioned=provisioned)
+
+
 def policy(env: Context) -> Policy:
     return Policy(env.config.filters, dict(env.config.weighers))
 
@@ -131,8 +146,13 @@ def check_functions(config: BackendConfig) -> None:
             check_expression(text, f"{key} of backend {config.name!r}")
 
 
-def choose(tx: Connection, env: Context, found: Survey, state: CreateState) -> Explanation:
-    """The scheduler's choice for a request spec, from pools as they are in this transaction."""
+def choose(
+    tx: Connection, env: Context, found: Survey, state: CreateState, *, without_cache: bool = False
+) -> Explanation:
+    """The scheduler's choice for a request spec, from pools as they are in this transaction.
+
+    `without_cache`: as they would be if nothing were cached there.
+    """
     request = Request(
         size=state.size,
         physical=state.physical,
@@ -148,7 +168,17 @@ def choose(tx: Connection, env: Context, found: Survey, state: CreateState) -> E
         held_by=_holders(tx, state),
         name=state.name,
     )
-    return schedule(pools(tx, found), request, policy(env))
+    now = pools(tx, found)
+    return schedule(emptied(tx, now) if without_cache else now, request, policy(env))
+
+
+def foresee(tx: Connection, env: Context, found: Survey, state: CreateState) -> Explanation:
+    """What a create would get, which evicts from the image cache where that helps."""
+    explanation = choose(tx, env, found, state)
+    if explanation.chosen is not None:
+        return explanation
+    evicting = choose(tx, env, found, state, without_cache=True)
+    return evicting if evicting.chosen is not None else explanation
 
 
 def _holders(tx: Connection, state: CreateState) -> tuple[str, ...]:
@@ -165,12 +195,13 @@ def promise(tx: Connection, found: Survey, state: CreateState) -> int:
     return 0 if state.backend in _holders(tx, state) else state.physical
 
 
-def lacks(env: Context, name: str, size: int) -> str | None:
-    """What CapacityFilter has against that many bytes more on this backend."""
+def has_room(env: Context, name: str, size: int, *, without_cache: bool = False) -> bool:
+    """Would CapacityFilter let that many bytes more be provisioned on this backend?"""
     found = Survey((_look(env, next(config for config in env.backends.configs if config.name == name)),))
     with env.store.read() as tx:
-        (verdict,) = schedule(pools(tx, found), Request(size=size), only_capacity()).backends
-    return verdict.reason
+        now = pools(tx, found)
+        considered = emptied(tx, now) if without_cache else now
+    return schedule(considered, Request(size=size), only_capacity()).chosen is not None
 
 
 def refusal(explanation: Explanation, state: CreateState) -> VolctlError:

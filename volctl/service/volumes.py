@@ -206,7 +206,7 @@ def plan(session: Session, wanted: CreateRequest, count: int = 1) -> Explanation
     survey = pools.survey(session.env)
     with session.store.read() as tx:
         request.check_quota(tx, session.env, state, count)
-        return pools.choose(tx, session.env, survey, state)
+        return pools.foresee(tx, session.env, survey, state)
 
 
 def list_(
