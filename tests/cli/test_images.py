@@ -126,7 +126,23 @@ def test_a_volume_that_is_an_image_and_is_gone(cli: Cli) -> None:
     cli("image", "add", "i", "volume:golden")
     cli("delete", "golden", "--yes")
     cli.refused(4, "not_found", "create", "v", "--from-image", "i")
-    cli("image", "delete", "i")
+    assert cli.json("image", "list") == []
+
+
+@pytest.mark.root
+def test_a_registered_device_was_allowed_once(cli: Cli) -> None:
+    disk = make_image(cli.home / "disk.raw", CONTENT, 3 * MiB, "raw")
+    attach = ["losetup", "-f", "--show", "--read-only", str(disk)]
+    device = subprocess.run(attach, check=True, capture_output=True, text=True).stdout.strip()
+    try:
+        cli.refused(7, "image_format", "image", "add", "i", device)
+        cli("image", "add", "i", device, "--allow-device")
+        made = cli.volume("v", "--from-image", "i")
+        assert cli.file("v").read_bytes() == CONTENT.ljust(made["size"], b"\0")
+        assert cli.json("image", "refresh", "i")["status"] == "available"
+        cli.refused(7, "image_format", "create", "w", "--from-image", device)
+    finally:
+        subprocess.run(["losetup", "-d", device], check=True)
 
 
 def test_a_changed_file_is_refused_until_refreshed(cli: Cli) -> None:

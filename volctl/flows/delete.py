@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from volctl.db import events, snapshots, volumes
+from volctl.db import events, images, snapshots, volumes
 from volctl.engine.run import Run
 from volctl.engine.task import Direction, Flow, Task
 from volctl.errors import ConflictError, InUseError, ProtectedError
 from volctl.flows import fault
 from volctl.flows.context import Context
+from volctl.flows.refs import VOLUME_SCHEME
 from volctl.model import Json, Object, Status, Volume
 
 if TYPE_CHECKING:
@@ -83,10 +84,13 @@ class DeleteStorageTask(DeleteTask):
 
 
 class DeleteEntryTask(DeleteTask):
-    """The row is gone, and with it the use of quota."""
+    """The row is gone, and with it the use of quota, and the images that were this volume."""
 
     def record(self, tx: Connection, run: DeleteRun) -> None:
         volumes.remove(tx, run.state.volume_id)
+        for image in images.at_location(tx, f"{VOLUME_SCHEME}{run.state.volume_id}"):
+            images.remove(tx, image.id)
+            events.add(tx, "image.delete", image.id, run.request, {"volume": run.state.volume_id})
         events.add(tx, "delete.end", run.state.volume_id, run.request, {})
 
 

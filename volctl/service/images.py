@@ -94,16 +94,18 @@ def refresh(session: Session, ref: str) -> Image:
     found = show(session, ref)
     if found.status == Status.ERROR_DELETING:
         raise ConflictError(f"image {found.label} is {found.status}", hint="volctl image delete finishes that")
+    with session.store.read() as tx:
+        before = images.internals(tx, found.id)["identity"]
     if found.location.startswith(refs.VOLUME_SCHEME):
         with session.store.read() as tx:
             size = volumes.get(tx, found.location.removeprefix(refs.VOLUME_SCHEME)).size
         values: dict[str, Any] = {"size": size, "virtual_size": size}
     else:
-        image = session.env.image(found.location, "auto", None, False)
+        was_device = before.get("size") == 0
+        image = session.env.image(found.location, "auto", None, was_device)
         values = {"format": image.format, "size": image.file_size, "virtual_size": image.virtual_size}
         values |= {"sha256": image.sha256, "identity": image.identity}
     with session.store.write() as tx:
-        before = images.internals(tx, found.id)["identity"]
         images.change(tx, found.id, status=Status.AVAILABLE, **values)
         events.add(tx, "image.refresh", found.id, str(uuid.uuid4()), {"location": found.location})
     image_cache.forget(session, before)
