@@ -67,6 +67,24 @@ def test_there_and_back(way: tuple[str, ...], source: str, saved: Cli) -> None:
     assert saved.events(made["source"]["id"])[-1] == "image.save"
 
 
+@pytest.mark.parametrize("way", WAYS, ids=" ".join)
+def test_from_overlays(way: tuple[str, ...], cli: Cli) -> None:
+    """Of the backend qcow2, where a volume is several files, one over another."""
+    pool = cli.home / "pool"
+    pool.mkdir()
+    cli.configure(f'[[backend]]\nname = "p"\nkind = "qcow2"\ndirectory = "{pool}"\n')
+    cli("backend", "init", "p", "--yes")
+    (cli.home / "disk").write_bytes(content())
+    cli.json("create", "v", "--from-image", "disk")
+    cli("snapshot", "create", "v", "s")
+    cli.json("create", "w", "--from-snapshot", "s", "--size", "8M")
+    for source in ("v", "s", "w"):
+        made = cli.json("image", "save", source, f"out-{source}", "--format", *way)
+        cli.json("create", f"again-{source}", "--from-image", f"out-{source}")
+        cli("image", "save", f"again-{source}", f"raw-{source}")
+        assert (cli.home / f"raw-{source}").read_bytes() == content().ljust(made["virtual_size"], b"\0")
+
+
 def test_raw_is_the_bytes_and_compressed_is_smaller(saved: Cli) -> None:
     saved("image", "save", "v", "raw")
     assert (saved.home / "raw").read_bytes() == content()

@@ -67,7 +67,7 @@ def _show(ctx: typer.Context, shown: View, findings: list[Finding]) -> None:
 
 
 def _tell_health(ctx: typer.Context, s: Session) -> None:
-    """With -v: every backend with its room and what it lacks."""
+    """With -v: every backend with its room and what it lacks, and what confines qemu-img."""
     if not common(ctx).verbose:
         return
     from volctl.service import backends
@@ -80,3 +80,4 @@ def _tell_health(ctx: typer.Context, s: Session) -> None:
         )
         said = "; ".join(state.problems) or "well"
         stderr.line(f"backend {state.name} ({state.kind}), {state.volumes} volumes, {room}: {said}")
+    stderr.line(f"qemu-img is confined by {', '.join(backends.confinement())}")

@@ -31,7 +31,7 @@ def show(session: Session, name: str) -> BackendDetails:
     tools = tuple(_tool(program) for program in backend.tools())
     options = {key: value for key, value in asdict(config).items() if key not in ("name", "kind", "builtin", "options")}
     details = {} if state.problems and state.total is None else backend.details()
-    details = {**details, "qemu_img_confined_by": confine.in_force()}
+    details = {**details, "qemu_img_confined_by": confinement()}
     return BackendDetails(
         **_fields(state),
         options=options | dict(config.options),
@@ -39,6 +39,11 @@ def show(session: Session, name: str) -> BackendDetails:
         details=details,
         image_cache=image_cache.state_of(session, backend),
     )
+
+
+def confinement() -> list[str]:
+    """What keeps qemu-img from everything but its source and target on this machine."""
+    return confine.in_force()
 
 
 def check(session: Session) -> list[BackendState]:
