@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 
 from tests.backends.conformance import stranger
+from tests.backends.test_attach_qcow2 import end_daemon
 from volctl.db import store
 from volctl.engine import journal
 from volctl.errors import AccessError, BackendError, ConflictError, InUseError, UsageError, VolctlError
 from volctl.flows.attach import as_found
 from volctl.model import CreateRequest, MiB, Object, Status, Volume
+from volctl.qcow2.export import Export
 from volctl.service import Options, Session, Watcher, attach, open_session, snapshots, tree, volumes
 
 HOLD = "import os, sys; fd = os.open(sys.argv[1], os.O_RDONLY)"
@@ -60,6 +62,9 @@ class World:
                 os.unlink(device)
             else:
                 os.system(f"losetup -d {device}")
+        if self.kind == "qcow2":
+            with self.open() as session:
+                end_daemon(Export(session.store.uuid, f"volume-{volume.id}"))
 
 
 @contextmanager
@@ -77,7 +82,7 @@ def furnished(root: Path, kind: str) -> Iterator[World]:
             made.reboot(volume)
 
 
-@pytest.fixture(params=["fake", pytest.param("loop", marks=pytest.mark.root)])
+@pytest.fixture(params=["fake", *(pytest.param(kind, marks=pytest.mark.root) for kind in ("loop", "qcow2"))])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
     with furnished(tmp_path, request.param) as made:
         yield made
@@ -141,15 +146,27 @@ def test_what_an_attached_volume_refuses_and_allows(world: World) -> None:
         with open(attached.attachments[0].device or "", "rb") as device:
             assert device.seek(0, os.SEEK_END) == 6 * MiB
         assert [found.id for found in snapshots.list_(session)] == [snapshot.id]
+
+
+def test_where_it_takes_time_no_snapshot_of_an_attached_volume_is_taken(fake: World) -> None:
+    with fake.open() as session:
+        attach.attach(session, "v")
         with pytest.raises(ConflictError, match="changes"):
             snapshots.create(session, "v", "t")
         with pytest.raises(ConflictError, match="changes"):
             volumes.create(session, CreateRequest("c", from_volume="v"))
 
 
-def test_where_it_takes_no_time_a_snapshot_of_an_attached_volume_is_taken(fake: World) -> None:
-    fake.configure(clone="share")
-    with fake.open() as session:
+@pytest.mark.parametrize("kind", ["fake", pytest.param("qcow2", marks=pytest.mark.root)])
+def test_where_it_takes_no_time_a_snapshot_of_an_attached_volume_is_taken(tmp_path: Path, kind: str) -> None:
+    with furnished(tmp_path, kind) as world:
+        if kind == "fake":
+            world.configure(clone="share")
+        _snapshot_of_an_attached_one(world)
+
+
+def _snapshot_of_an_attached_one(world: World) -> None:
+    with world.open() as session:
         attach.attach(session, "v")
         assert snapshots.create(session, "v", "s").status is Status.AVAILABLE
         assert volumes.create(session, CreateRequest("c", from_volume="v")).status is Status.AVAILABLE

@@ -113,7 +113,7 @@ class Export:
             PROGRAM, "--daemonize",
             "--chardev", self._chardev,
             "--monitor", "chardev=qmp",
-            "--blockdev", json.dumps(_node("disk", [path, *below], read_only=read_only)),
+            "--blockdev", json.dumps(_node("disk", [path, *below])),
             "--export", json.dumps(export),
             timeout=START,
         )  # fmt: skip
@@ -181,8 +181,7 @@ class Export:
         self.flush()
         with self._changing("take a snapshot of") as (monitor, node):
             overlay = f"over-{os.stat(path).st_ino}"
-            below = _node(overlay, [path], read_only=False) | {"backing": None}
-            monitor.execute("blockdev-add", below)
+            monitor.execute("blockdev-add", _node(overlay, [path]))
             monitor.execute("blockdev-snapshot", {"node": node, "overlay": overlay})
 
     @contextmanager
@@ -204,15 +203,15 @@ class Export:
                 os.fsync(fd)
 
 
-def _node(name: str, chain: Sequence[Path], *, read_only: bool) -> dict[str, Any]:
-    """A qcow2 file and, spelt out, those below it."""
+def _node(name: str, chain: Sequence[Path], *, writes: bool = True) -> dict[str, Any]:
+    """A qcow2 file and, spelt out, those below it. The first is written to also by growing a read-only device."""
     path, *below = chain
     node: dict[str, Any] = {
         "driver": "qcow2",
-        "read-only": read_only,
+        "read-only": not writes,
         "discard": "unmap",
-        "file": {"driver": "file", "filename": str(path), "read-only": read_only},
-        "backing": _node("", below, read_only=True) if below else None,
+        "file": {"driver": "file", "filename": str(path), "read-only": not writes},
+        "backing": _node("", below, writes=False) if below else None,
     }
     return node | ({"node-name": name} if name else {})
 
