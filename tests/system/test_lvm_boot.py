@@ -28,7 +28,8 @@ def test_the_image_on_lvs_survives_a_reboot_and_boots(debian_image: Path, tmp_pa
     for volume in volumes:
         assert same_start(volume, disk)
         assert is_zero(volume, disk.stat().st_size)
-    boots = [subprocess.Popen([REPO / "scripts/boot", volume, "raw"], stdout=subprocess.PIPE) for volume in volumes]
+    boot = [str(REPO / "scripts/boot"), "--timeout", "600"]
+    boots = [subprocess.Popen([*boot, str(volume), "raw"], stdout=subprocess.PIPE) for volume in volumes]
     consoles = [boot.communicate()[0] for boot in boots]
     assert [boot.returncode for boot in boots] == [0, 0], consoles
     assert all(b"volctl-guest: ready" in console for console in consoles)
