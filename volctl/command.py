@@ -19,10 +19,11 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-from volctl import interrupt
-from volctl.confine import Cage
+from volctl import confine, interrupt
+from volctl.confine import Cage, Rules
 from volctl.errors import AccessError, BackendError, MissingError
 
 inherited: set[int] = set()
@@ -102,16 +103,17 @@ def run(
     """
     argv = [find(program), *map(str, args)]
     on_run(shlex.join([program, *argv[1:]]))
-    with cage.around(argv[0]) if cage else nullcontext() as rules:
+    with cage.around(argv[0], bubblewrap()) if cage else nullcontext(Rules(enters=False)) as rules:
 
         def prepare() -> None:
             if limits:
                 _limit(limits)
-            if rules:
-                rules.enter()
+            rules.enter()
 
-        words = [*KEEP, *argv] if keep_locks else argv
-        child = _start(words, {*pass_fds, *inherited}, on_output, prepare if limits or rules else None)
+        words = [*KEEP, *argv] if keep_locks else [*rules.prefix, *argv]
+        child = _start(
+            words, {*pass_fds, *inherited, *rules.fds}, on_output, prepare if limits or rules.enters else None
+        )
     result = _wait(child, program, timeout, grace)
     if result.status not in ok:
         raise failure(program, result)
@@ -129,6 +131,15 @@ def run_server(program: str, *args: str | int, timeout: float) -> None:
     result = _wait(_start([*leave, *argv], set(inherited), None, None), program, timeout, TERM_GRACE)
     if result.status:
         raise failure(program, result)
+
+
+@cache
+def bubblewrap() -> str | None:
+    """The path of bwrap where landlock is missing and bwrap may work (containers often forbid it)."""
+    if confine.abi() or not confine.wanted or (path := shutil.which("bwrap")) is None:
+        return None
+    words = confine.walls("bwrap", Cage(), "/bin/true")
+    return path if run(*words, "/bin/true", ok=range(-64, 256)).status == 0 else None
 
 
 def failure(program: str, result: Result) -> BackendError:

@@ -13,8 +13,11 @@ import pytest
 from tests.conftest import Volctl
 from tests.unit import image_corpus as corpus
 from volctl import command, confine
+from volctl.backend import Target
 from volctl.confine import Cage
 from volctl.files import loopdev
+from volctl.images.convert import copy_image
+from volctl.images.gate import open_image
 
 EVIL = r"""#!/usr/bin/python3
 import ctypes, json, os, socket, sys
@@ -115,10 +118,44 @@ def test_without_landlock_there_are_still_no_sockets_and_no_processes(
     evil: Path, listening: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(confine, "abi", lambda: 0)
+    monkeypatch.setattr(command, "bubblewrap", lambda: None)
     said = try_everything(evil, listening, Cage())
     assert {said[name] for name in ("fork", "vfork", "connect", "listen")} == {"PermissionError"}
     assert (said["passwd"], said["setuid"]) == ("done", "refused")
     assert not any("landlock" in line for line in confine.in_force())
+
+
+def test_bubblewrap_does_it_where_there_is_no_landlock(
+    evil: Path, listening: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is made inside is made in a file system of its own."""
+    monkeypatch.setattr(confine, "abi", lambda: 0)
+    command.bubblewrap.cache_clear()
+    try:
+        if (wrapper := command.bubblewrap()) is None:
+            pytest.skip("bwrap is not installed, or may not make namespaces here")
+        said = try_everything(evil, listening, Cage(reads=(evil / "own",), writes=(evil / "target",)))
+        assert {said[name] for name in ("fork", "vfork", "connect", "listen")} == {"PermissionError"}
+        assert {said[name] for name in ("passwd", "other", "unlink", "program")} == {"FileNotFoundError"}
+        assert {said[name] for name in ("write source", "truncate")} == {"OSError"}, "read-only"
+        assert (said["read source"], said["write target"], said["setuid"]) == ("done", "done", "refused")
+        assert (evil / "target").read_text() == "x"
+        assert (evil / "other").exists() and not (evil / "planted").exists()
+        assert "bubblewrap: only its source and target, no network" in confine.in_force(wrapper)
+        does_its_work(evil)
+    finally:
+        command.bubblewrap.cache_clear()
+
+
+def does_its_work(place: Path) -> None:
+    """The real one, by descriptor and by path, as the copy of an image does."""
+    (place / "bin" / "qemu-img").unlink()
+    disk = corpus.raw(place / "disk.raw")
+    image = corpus.convert(disk, place / "image", "qcow2")
+    (place / "volume").write_bytes(bytes(corpus.DISK))
+    with open_image(str(image)) as checked:
+        copy_image(checked, Target(place / "volume", "raw", zeroed=True), lambda done, total: None)
+    assert (place / "volume").read_bytes() == disk.read_bytes()
 
 
 def test_where_nobody_wants_it(evil: Path, listening: str, monkeypatch: pytest.MonkeyPatch) -> None:

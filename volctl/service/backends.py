@@ -7,7 +7,7 @@ import os
 from dataclasses import asdict
 
 from volctl import confine
-from volctl.command import find
+from volctl.command import bubblewrap, find
 from volctl.errors import MissingError
 from volctl.flows import pools
 from volctl.model import BackendDetails, BackendState, Json
@@ -43,7 +43,7 @@ def show(session: Session, name: str) -> BackendDetails:
 
 def confinement() -> list[str]:
     """What keeps qemu-img from everything but its source and target on this machine."""
-    return confine.in_force()
+    return confine.in_force(bubblewrap())
 
 
 def check(session: Session) -> list[BackendState]:
