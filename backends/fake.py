@@ -130,30 +130,35 @@ class Fake(Shelf):
         self._need(place, size, 0)
         with place.fresh(target.name, self._ownership) as fd:
             files.grow(fd, size, preallocate=False)
+            files.tell(place, fd, target)
 
     def clone(self, source: Object, target: Object, size: int, progress: Progress) -> None:
         with self._at("clone", source, target) as place:
             place.remove(target.name)
-            self._copy(place, source.name, target.name, size, progress)
+            self._copy(place, source.name, target, size, progress)
 
-    def _copy(self, place: files.Place, source: str, target: str, size: int, progress: Progress) -> None:
+    def _copy(
+        self, place: files.Place, source: str, target: Object, size: int, progress: Progress, name: str | None = None
+    ) -> None:
         with place.existing(source) as original:
             had = os.fstat(original)
             if size < had.st_size:
                 raise errors.BackendError(f"{source} has {had.st_size} bytes, more than the {size} asked for")
             self._need(place, size, had.st_blocks * 512)
-            with place.fresh(target, self._ownership) as fd:
+            with place.fresh(name or target.name, self._ownership) as fd:
                 files.copy(original, fd, progress)
                 files.grow(fd, size, preallocate=False)
+                files.tell(place, fd, target)
         progress(had.st_size, had.st_size)
 
     @contextmanager
     def writing(self, target: Object, size: int) -> Iterator[Target]:
         with self._at("writing", target) as place:
-            self._blank(place, target, size)
+            self._blank(place, Object(target.kind, target.id), size)
         yield Target(self.path(target), "raw", zeroed=True)
         with self._at("written", target) as place, place.existing(target.name, os.O_RDWR) as fd:
             os.ftruncate(fd, size)
+            files.tell(place, fd, target)
 
     @contextmanager
     def reading(self, source: Object) -> Iterator[Target]:
@@ -170,17 +175,20 @@ class Fake(Shelf):
         with self._at("snapshot", volume, snapshot) as place:
             place.remove(snapshot.name)
             found = place.stat(volume.name)
-            self._copy(place, volume.name, snapshot.name, found.st_size if found else 0, lambda done, total: None)
+            self._copy(place, volume.name, snapshot, found.st_size if found else 0, lambda done, total: None)
 
     def delete_snapshot(self, volume: Object, snapshot: Object) -> None:
         with self._at("delete_snapshot", volume, snapshot) as place:
             place.remove(snapshot.name, _reverting(volume))
 
     def revert(self, volume: Object, snapshot: Object, size: int) -> None:
-        with self._at("revert", volume, snapshot) as place, place.existing(volume.name):
-            place.remove(_reverting(volume))
-            self._copy(place, snapshot.name, _reverting(volume), size, lambda done, total: None)
-            place.replace(_reverting(volume), volume.name)
+        with self._at("revert", volume, snapshot) as place, place.existing(volume.name) as old:
+            new, bare = _reverting(volume), Object("volume", volume.id)
+            place.remove(new)
+            self._copy(place, snapshot.name, bare, size, lambda done, total: None, name=new)
+            with place.existing(new, os.O_RDWR) as fd:
+                files.carry(old, fd)
+            place.replace(new, volume.name)
 
     def delete(self, volume: Object) -> None:
         with self._at("delete", volume) as place:

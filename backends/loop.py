@@ -63,6 +63,7 @@ class Loop(Shelf):
     def create(self, target: Object, size: int) -> None:
         with self._directory.opened(f"create {target.name}") as place, place.fresh(target.name, self._ownership) as fd:
             files.grow(fd, size, preallocate=self._preallocate)
+            files.tell(place, fd, target)
 
     def clone(self, source: Object, target: Object, size: int, progress: Progress) -> None:
         with (
@@ -71,6 +72,7 @@ class Loop(Shelf):
             place.fresh(target.name, self._ownership) as fd,
         ):
             self._fill(original, fd, size, progress)
+            files.tell(place, fd, target)
 
     def _fill(self, original: int, fd: int, size: int, progress: Progress) -> None:
         """Make the new file `fd` read as `original`, then zeros up to `size`."""
@@ -92,13 +94,14 @@ class Loop(Shelf):
             with place.fresh(target.name, self._ownership) as fd:
                 if shared := files.reflink(image, fd):
                     files.grow(fd, size, preallocate=False)
+                    files.tell(place, fd, target)
             if not shared:
                 place.remove(target.name)
         return shared
 
     @contextmanager
     def writing(self, target: Object, size: int) -> Iterator[Target]:
-        self.create(target, size)
+        self.create(Object(target.kind, target.id), size)  # what it is about is told when it is whole
         yield Target(self.path(target), "raw", zeroed=True)
         with self._directory.opened(f"write {target.name}") as place:
             self._finish(place, target, size)
@@ -110,6 +113,7 @@ class Loop(Shelf):
             files.grow(fd, size, preallocate=False)
             if self._preallocate:
                 files.allocate(fd, 0, size)  # the writer may have truncated it first
+            files.tell(place, fd, target)
 
     @contextmanager
     def reading(self, source: Object) -> Iterator[Target]:
@@ -131,6 +135,7 @@ class Loop(Shelf):
             place.fresh(snapshot.name, self._ownership) as fd,
         ):
             self._fill(original, fd, os.fstat(original).st_size, lambda done, total: None)
+            files.tell(place, fd, snapshot)
 
     def delete_snapshot(self, volume: Object, snapshot: Object) -> None:
         with self._directory.opened(f"delete {snapshot.name}") as place:
@@ -144,6 +149,7 @@ class Loop(Shelf):
                 ownership = files.Ownership(had.st_uid, had.st_gid, had.st_mode & 0o7777)
                 with place.fresh(_reverting(volume), ownership) as fd:
                     self._fill(original, fd, size, lambda done, total: None)
+                    files.carry(old, fd)
             place.replace(_reverting(volume), volume.name)
 
     def delete(self, volume: Object) -> None:

@@ -32,7 +32,7 @@ from typing import Any, TypeVar
 from volctl import udev
 from volctl.backend import Attached, Backend, Capabilities, Info, Listing, Problem, Progress, Setup, Stats, Target
 from volctl.errors import BackendError, ExistsError, NoSpaceError, VolctlError
-from volctl.lvm import blocks, devices, look, placement, prepare, thick
+from volctl.lvm import about, blocks, devices, look, placement, prepare, thick
 from volctl.lvm.commands import Group
 from volctl.lvm.group import Change, Session, owner
 from volctl.lvm.report import LogicalVolume, VolumeGroup
@@ -240,7 +240,8 @@ class Lvm(Backend):
         new = _reverting(volume)
         if now or not self._vg.find(group, new):
             self._vg.existing(group, volume.name)
-            self._share(past, new, self._vg.tags(volume), size)
+            tags = self._vg.tags(volume) | (about.own(now.tags) if now and not volume.about else set())
+            self._share(past, new, tags, size)
             self._vg.remove(volume.name, self._vg.see(), self._options.clear)
         self._vg.change(lambda verbs: verbs.rename(new, volume.name))
 
@@ -267,6 +268,12 @@ class Lvm(Backend):
 
     def listing(self) -> Listing:
         return look.listing(self._vg, self._vg.see())
+
+    def describe(self, target: Object) -> None:
+        look.describe(self._vg, target)
+
+    def described(self) -> list[Object]:
+        return look.described(self._vg, self._vg.see())
 
     def clear(self, leftover: str) -> None:
         self._vg.remove(leftover, self._vg.see(), self._options.clear)

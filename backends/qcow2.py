@@ -42,6 +42,7 @@ from volctl.shelf import Shelf
 class Qcow2(Shelf):
     kind = "qcow2"
     options = (*OPTIONS, "directory", "owner", "group", "mode", "capabilities")
+    attribute = False  # a file may go on under another object's name, as its layer
     work = ("new-volume-", "new-image-", "new-layer-")
 
     def __init__(self, setup: Setup) -> None:
@@ -84,6 +85,7 @@ class Qcow2(Shelf):
     def create(self, target: Object, size: int) -> None:
         with self._opened(f"create {target.name}") as layers:
             layers.put(target.name, None, size, self._ownership, self._layout.blank)
+        self.describe(target)
 
     def clone(self, source: Object, target: Object, size: int, progress: Progress) -> None:
         with self._opened(f"clone {source.name} to {target.name}") as layers:
@@ -95,6 +97,7 @@ class Qcow2(Shelf):
             if source.kind == "volume":
                 below = layers.base_for(source, target, self._switch(layers, source))
             layers.put(target.name, below, size, self._ownership)
+        self.describe(target)
         progress(length, length)
 
     def _switch(self, layers: Layers, volume: Object) -> Callable[[Path], None] | None:
@@ -115,13 +118,14 @@ class Qcow2(Shelf):
 
     @contextmanager
     def writing(self, target: Object, size: int) -> Iterator[Target]:
-        self.create(target, size)
+        self.create(Object(target.kind, target.id), size)  # what it is about is told when it is whole
         yield Target(self.path(target), "qcow2", zeroed=True, size=size)
         with self._opened(f"write {target.name}") as layers:
             with layers.place.existing(target.name, os.O_RDWR):
                 pass  # synced when this ends
             if (found := layers.verified(target.name)).size != size or found.backing:
                 raise BackendError(f"{target.name} has {found.size} bytes instead of {size}")
+        self.describe(target)
 
     @contextmanager
     def reading(self, source: Object) -> Iterator[Target]:
@@ -149,6 +153,7 @@ class Qcow2(Shelf):
             self._drop(layers, snapshot)
             layers.freeze(volume.name, layer(snapshot), self._switch(layers, volume))
             layers.place.link(layer(snapshot), snapshot.name)
+        self.describe(snapshot)
 
     def delete_snapshot(self, volume: Object, snapshot: Object) -> None:
         with self._opened(f"delete {snapshot.name}") as layers:
@@ -189,6 +194,17 @@ class Qcow2(Shelf):
             infos = {target: _info(place, target) for target in found.objects if place.stat(target.name)}
         foreign = tuple(name for name in found.foreign if not is_layer(name))
         return replace(found, objects=infos, foreign=foreign)
+
+    def restore(self) -> None:
+        """Note the chains as the files have them: what the marker calls ours was not written by strangers."""
+        with self._opened("note the chains") as layers:
+            names = [target.name for target in layers.place.objects() if target.kind != "snap"]
+            names += [name for name, _ in layers.place.entries() if is_layer(name)]
+            there = set(names)
+            for name in names:
+                if (below := layers.header(name).backing) is not None and below not in there:
+                    raise BackendError(f"{name} in {layers.place.path} lies over {below}, which is not there")
+                layers.chains.note(name, {below})
 
     def holders(self, volume: Object) -> list[str]:
         with self._opened(f"look at who holds {volume.name}") as layers:

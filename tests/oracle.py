@@ -29,6 +29,8 @@ DEVICE = re.compile(r"device-(?:ro-)?([0-9a-f-]{36})")
 """The fake backend's device of an attached volume."""
 OURS_IN_A_POOL = {".volctl", "calls", "fail", "stats"}
 """The marker, and what a test itself puts into a pool of the backend `fake`."""
+SIDECAR = ".volctl-"
+"""Before an object's name: what it is about, where its own file has no place for that."""
 STATE_ENTRIES = {"volctl.db", "volctl.db-wal", "volctl.db-shm", "locks", "images", "volumes"}
 RESTING = {
     "volumes": {"available", "in-use", "error", "error_deleting"},
@@ -137,7 +139,10 @@ def _objects(world: World, tables: dict[str, list[Row]]) -> Iterator[str]:
         if row["status"] in ("available", "in-use"):
             yield from _must_be_there(world, name, row)
     for pool, name in sorted(held):
-        yield from _may_be_there(world, pool, name, rows)
+        if name.startswith(SIDECAR):
+            yield from _beside_something(world.pools[pool], name)
+        else:
+            yield from _may_be_there(world, pool, name, rows)
     yield from _images(world, tables["images"])
 
 
@@ -188,6 +193,12 @@ def _may_be_there(world: World, pool: str, name: str, rows: dict[str, Row]) -> I
         yield f"{pool}/{name} is on another backend than its row says: {rows[name]['backend']}"
     elif never_was(rows[name]) and not {rows[name]["id"], rows[name]["name"]} & world.stuck:
         yield f"{pool}/{name} is what a failed create left"
+
+
+def _beside_something(pool: Path, name: str) -> Iterator[str]:
+    beside = name.removeprefix(SIDECAR)
+    if not OBJECT.fullmatch(beside) or not (pool / beside).exists():
+        yield f"{pool}/{name} is left without its object"
 
 
 def never_was(row: Row) -> bool:
@@ -279,7 +290,12 @@ def marks(directory: Path) -> Marks:
     found = {}
     for path in sorted(directory.rglob("*")):
         name = str(path.relative_to(directory))
-        if name not in OURS_IN_A_POOL and not OBJECT.fullmatch(name) and not LAYER.fullmatch(name):
+        if (
+            name not in OURS_IN_A_POOL
+            and not name.startswith(SIDECAR)
+            and not OBJECT.fullmatch(name)
+            and not LAYER.fullmatch(name)
+        ):
             status = path.lstat()
             found[name] = (_digest(path), status.st_mtime_ns, status.st_mode)
     return found

@@ -9,6 +9,8 @@ The contract of every method that touches storage:
 - "Not there" counts only after the pool itself was seen (`check`): a directory that is not mounted
   or a volume group that is missing raises `BackendError`.
 - When it returns, bytes, directory entries and metadata are durable (synced).
+- What it makes carries the target's `about`, where there is one, once its content is whole: the row can
+  be made again from it. It stays with the object whatever is done to that, until `describe` changes it.
 - It touches nothing but objects whose names it was given, and only in a pool that carries our mark
   (the uuid of our database).
 - It raises only `VolctlError`: `NoSpaceError` when the pool is full, `AccessError` for rights,
@@ -312,6 +314,16 @@ class Backend(ABC):
         """The whole pool at once, cheaper than to inspect each object (LVM: one report)."""
         seen = {target: self.inspect(target) for target in self.objects()}
         return Listing({target: info for target, info in seen.items() if info})
+
+    def describe(self, target: Object) -> None:  # noqa: B027 - a backend may have no place for it
+        """Let an object that is there carry `target.about`, instead of what it carried; durable."""
+
+    def described(self) -> list[Object]:
+        """All objects with our mark, each with the `about` that it carries; None without one."""
+        return self.objects()
+
+    def restore(self) -> None:  # noqa: B027 - most keep no rows
+        """Make rows of the backend's own again (`Setup.chains`) from what lies in the pool."""
 
     def clear(self, leftover: str) -> None:  # noqa: B027 - what leaves nothing has nothing to clear
         """Remove what `listing` named among its leftovers; not there is success. The caller holds the lock."""

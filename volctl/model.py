@@ -14,8 +14,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Literal
 
-KiB, MiB, GiB = 1024, 1024**2, 1024**3
-MAX_SIZE = 8 * 1024**6 - 1
+KiB, MiB, GiB, MAX_SIZE = 1024, 1024**2, 1024**3, 8 * 1024**6 - 1
 
 Json = dict[str, Any]
 
@@ -301,6 +300,7 @@ class Object:
 
     kind: Literal["volume", "snap", "image"]
     id: str
+    about: Json | None = field(default=None, compare=False)  # what its row could be made of again (`db.about`)
 
     @property
     def name(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from volctl import files
@@ -22,6 +23,9 @@ class Shelf(Backend):
     """Beginnings of names, before a volume's id, of files that work makes beside it."""
     options: tuple[str, ...]
     """What the configuration may say, `directory`, `owner`, `group` and `mode` among it."""
+
+    attribute = True
+    """A file's own attributes may hold what it is about: it is no other object's file."""
 
     def __init__(self, setup: Setup, *, sync: bool = True) -> None:
         super().__init__(setup)
@@ -69,6 +73,15 @@ class Shelf(Backend):
     def _devices(self) -> dict[Object, Attached]:
         """The devices that this backend made and this user may see."""
         return {}
+
+    def describe(self, target: Object) -> None:
+        with self._at("describe", target) as place, place.existing(target.name) as fd:
+            files.tell(place, fd, target, attribute=self.attribute)
+            place.flush(fd)
+
+    def described(self) -> list[Object]:
+        with self._at("described") as place:
+            return [replace(target, about=files.told(place, target)) for target in place.objects()]
 
     def clear(self, leftover: str) -> None:
         with self._at("clear") as place:

@@ -18,6 +18,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ from tests import qcow2_files
 from volctl import interrupt
 from volctl.backend import Backend, Target
 from volctl.errors import BackendError, ConflictError, TimedOut, VolctlError
-from volctl.model import MiB, Object
+from volctl.model import Json, MiB, Object
 
 SIZE = 4 * MiB
 HEAD, TAIL, WRITTEN = b"head of the volume", b"its last bytes", b"w" * 10000
@@ -43,6 +44,7 @@ def quiet(done: int, total: int) -> None:
 
 class Conformance:
     holds_files = True  # the pool is a directory in which others may put files
+    carries = True  # its objects carry what they are about
     least_steps = 6  # at which an operation can be killed
     stride = 1  # kill at every so many steps; more where the same code runs twice, or steps are slow
 
@@ -304,6 +306,41 @@ class Conformance:
                 before(pool)
                 steps += self.stride
             assert steps >= self.least_steps
+
+    @pytest.mark.parametrize("long", [0, 20])
+    def test_an_object_carries_what_it_is_about(self, pool: Backend, volume: Object, long: int) -> None:
+        """From when it is whole, whatever is done to it, also where an attribute has no room for it."""
+        if not self.carries:
+            assert self.carried(pool, volume) is None
+            return
+        properties = {f"key {number} ☂": "x" * 200 + str(number) for number in range(long)}
+        about = {"name": "it", "project": "default", "properties": properties}
+        blank, filled, clone, point = (
+            replace(new(kind), about=about) for kind in ("volume", "volume", "volume", "snap")
+        )
+        pool.create(blank, SIZE)
+        with pool.writing(filled, SIZE) as where:
+            assert self.carried(pool, filled) is None
+            put(where, WRITTEN, SIZE)
+        pool.clone(filled, clone, SIZE, quiet)
+        pool.snapshot(clone, point)
+        pool.extend(clone, 2 * SIZE)
+        pool.revert(clone, point, 2 * SIZE)
+        assert [self.carried(pool, target) for target in (blank, filled, clone, point)] == [about] * 4
+        assert self.carried(pool, volume) is None
+        for changed in ({"name": "other"}, about | {"bootable": True}):
+            for target in (clone, point):
+                pool.describe(replace(target, about=changed))
+                assert self.carried(pool, target) == changed
+        pool.delete_snapshot(clone, point)
+        assert self.carried(pool, clone) == changed
+        for target in (blank, filled, clone):
+            pool.delete(target)
+        assert pool.objects() == [volume] and self.leftovers(pool) == 0
+
+    def carried(self, pool: Backend, target: Object) -> Json | None:
+        (found,) = (found for found in pool.described() if found == target)
+        return found.about
 
     def test_delete_takes_what_a_killed_revert_left(self, pool: Backend, snapshot: Object) -> None:
         victim, steps = new(), 0

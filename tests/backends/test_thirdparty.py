@@ -24,6 +24,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 class TestShelf(Conformance):
     stride = 3
+    carries = False
 
     def backend(self, directory: Path, database: str) -> Backend:
         return load("shelf")(Setup("shelf", {"directory": str(directory)}, database))

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from volctl import interrupt
 from volctl.cli import stderr
 from volctl.cli.human import size
 from volctl.cli.options import common, typer_app, verb
 from volctl.cli.output import View, view
-from volctl.cli.session import ask, session
-from volctl.errors import DriftError
+from volctl.cli.session import ask, must_agree, options, session
+from volctl.errors import DriftError, UsageError
 
 if TYPE_CHECKING:
     from volctl.service import Session
@@ -30,12 +31,20 @@ def doctor(
         bool, typer.Option("--fix", help="Put right what can be; what deletes bytes is asked first")
     ] = False,
     take_over: Annotated[bool, typer.Option("--take-over", help="First take over another host's database")] = False,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Make a lost database again, from what the backends hold")
+    ] = False,
     foreign: Annotated[
         bool, typer.Option("--foreign", help="List also what is not volctl's; it is left alone")
     ] = False,
 ) -> None:
     """Compare the database with what is there; exit 12 if they differ."""
     shown = view(ctx, FIELDS, COLUMNS)
+    if rebuild:
+        if fix or take_over or foreign:
+            raise UsageError("--rebuild goes alone: there is nothing to compare yet")
+        shown.many(_rebuild(ctx))
+        return
     with session(ctx, reads=not fix, take_over=take_over) as s:
         from volctl.service import doctor
 
@@ -46,6 +55,16 @@ def doctor(
         with session(ctx) as s:
             findings = doctor.repair(s, agreed, others=foreign)
     _show(ctx, shown, findings)
+
+
+def _rebuild(ctx: typer.Context) -> list[Finding]:
+    from volctl.cli import progress
+    from volctl.service import doctor
+
+    must_agree(ctx, doctor.rebuild_plan(options(ctx)))
+    interrupt.install(common(ctx).timeout)
+    with progress.watching(common(ctx), flows=False) as watcher:
+        return doctor.rebuild(options(ctx), watcher)
 
 
 def _agreed(ctx: typer.Context, findings: list[Finding]) -> list[Finding]:

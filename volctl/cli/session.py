@@ -61,6 +61,16 @@ def confirm(ctx: typer.Context, question: Callable[[Session], tuple[str, list[st
     return ids
 
 
+def must_agree(ctx: typer.Context, text: str) -> None:
+    """Ask before all that a command does. `UsageError` if it was not agreed to, or nobody can answer."""
+    if common(ctx).yes:
+        return
+    if not _can_ask():
+        raise UsageError(f"{ctx.command_path} asks first, and there is no terminal to ask on", hint="say --yes")
+    if not _answer(text):
+        raise UsageError("not confirmed; nothing was done")
+
+
 def ask(ctx: typer.Context, text: str) -> bool:
     """May this part of what a command does be done? Without --yes and a terminal it may not."""
     return common(ctx).yes or (_can_ask() and _answer(text))

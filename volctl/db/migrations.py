@@ -30,6 +30,15 @@ def share_layers(connection: Connection) -> None:
     add_column(connection, tables.volumes.c.tree)
 
 
+def note_undescribed(connection: Connection) -> None:
+    """Which objects are still to be told what they are about: of a database that was there before, all."""
+    for table in (tables.volumes, tables.snapshots):
+        add_column(connection, table.c.undescribed)
+        for index in table.indexes:
+            index.create(connection, checkfirst=True)
+        connection.exec_driver_sql(f"UPDATE {table.name} SET undescribed = 1")
+
+
 def add_column(connection: Connection, column: Column[Any]) -> None:
     """A column that may be null, unless it is there: `create_tables` makes the present schema whole."""
     table = column.table.name
@@ -44,7 +53,13 @@ def cache_images(connection: Connection) -> None:
     tables.cached_images.create(connection, checkfirst=True)
 
 
-MIGRATIONS: list[Callable[[Connection], None]] = [create_tables, index_status, share_layers, cache_images]
+MIGRATIONS: list[Callable[[Connection], None]] = [
+    create_tables,
+    index_status,
+    share_layers,
+    cache_images,
+    note_undescribed,
+]
 VERSION = len(MIGRATIONS)
 
 

@@ -12,7 +12,7 @@ from volctl.db.tables import snapshots
 from volctl.errors import NotFoundError
 from volctl.model import Fault, Json, Snapshot, Status
 
-_INTERNAL = {"type", "bootable", "volume_properties"}
+_INTERNAL = {"type", "bootable", "volume_properties", "undescribed"}
 _COLUMNS = [column for column in snapshots.c if column.name not in _INTERNAL]
 
 

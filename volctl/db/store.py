@@ -23,6 +23,7 @@ from sqlalchemy.pool import StaticPool
 from volctl import interrupt
 from volctl.db import migrations, tables
 from volctl.errors import DatabaseError, LockedError, NoSpaceError
+from volctl.model import now
 
 APPLICATION_ID = 0x766F6C63  # "volc"
 NETWORK_FILE_SYSTEMS = {
@@ -41,7 +42,9 @@ BUSY_SLICE = 0.25  # seconds SQLite waits by itself before we look for signals a
 BUSY_LIMIT = 60.0
 PAGE = 4096  # bytes; of SQLite and of its index in memory
 LEAST_ROOM = 1 << 20  # bytes; more than one command's transactions and the index take
-RECIPE = "restore it from a backup, or move it away to begin with an empty one"
+RECIPE = "restore it from a backup (volctl backup-db), or make it again from the backends: volctl doctor --rebuild"
+WHOLE = {"whole": True}
+"""In the details of an error about a database that only this command cannot use."""
 
 probe: Callable[[str], None] = lambda point: None
 """Told each instant at which a crash leaves another state; the crash tests die there."""
@@ -68,7 +71,8 @@ class Store:
         if marks[0] != APPLICATION_ID:
             raise DatabaseError(f"{self.path} is not a volctl database", hint=RECIPE)
         if marks[1] > migrations.VERSION:
-            raise DatabaseError(f"{self.path} was written by a newer volctl (schema {marks[1]})", hint="upgrade volctl")
+            said = f"{self.path} was written by a newer volctl (schema {marks[1]})"
+            raise DatabaseError(said, hint="upgrade volctl", details=WHOLE)
         with self.read() as tx:
             values = {row.key: row.value for row in tx.execute(select(tables.meta.c.key, tables.meta.c.value))}
         if "uuid" not in values:
@@ -86,7 +90,7 @@ class Store:
         if not take_over:
             said = f"{self.path} belongs to another host (machine-id {owner})"
             hint = "work on that host; if it is no more, or this is its disk: volctl doctor --take-over"
-            raise DatabaseError(said, hint=hint)
+            raise DatabaseError(said, hint=hint, details=WHOLE)
         with self.write() as tx:
             tx.execute(update(tables.meta).where(tables.meta.c.key == "machine_id").values(value=here))
 
@@ -179,7 +183,8 @@ def _refuse_garbage(path: Path) -> None:
             head = file.read(16)
             size = os.fstat(file.fileno()).st_size
     except OSError as error:
-        raise DatabaseError(f"the database {path} cannot be read: {error.strerror}", hint=RECIPE) from error
+        said = f"the database {path} cannot be read: {error.strerror}"
+        raise DatabaseError(said, hint=RECIPE, details=WHOLE if path.is_file() else None) from error
     if size == 0:
         raise DatabaseError(f"the database {path} is empty", hint=RECIPE)
     if head != b"SQLite format 3\0":
@@ -193,19 +198,57 @@ def _create(path: Path, may_create: Callable[[], None]) -> None:
 
     What a killed first run left under that name is removed by the next one.
     """
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(directory, fcntl.LOCK_EX)
+    with _alone_in(path.parent):
         if not path.exists():
             may_create()
             temporary = _temporary(path)
             remove_files(temporary)
-            _build(temporary)
+            _build(temporary, str(uuid.uuid4()))
             probe("before rename")
+            remove_files(path)  # a log of the one that is gone would be played into the new one
             temporary.rename(path)
-            os.fsync(directory)
+
+
+def recreate(path: Path, database: str, fill: Callable[[Store], None]) -> Path | None:
+    """Make a database that is lost again, with its uuid and what `fill` puts into it; all of it or nothing.
+
+    A file that is in its place is set aside; where to.
+    """
+    _refuse_network(path.parent)
+    with _alone_in(path.parent):
+        temporary, aside = _temporary(path), None
+        remove_files(temporary)
+        _build(temporary, database)
+        store = Store(temporary, _engine(temporary))
+        try:
+            fill(store)
+        finally:
+            store.close()
+        probe("before rename")
+        if any(os.path.lexists(part) for part in _parts(path)):
+            aside = _set_aside(path)
+        temporary.rename(path)
+    return aside
+
+
+def _set_aside(path: Path) -> Path:
+    aside = path.with_name(f"{path.name}.unusable-{now()}")
+    for part, kept in zip(_parts(path), _parts(aside), strict=True):
+        if os.path.lexists(part):
+            part.rename(kept)
+    return aside
+
+
+@contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    """One process at a time; what was renamed in it is durable after."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+        os.fsync(descriptor)
     finally:
-        os.close(directory)
+        os.close(descriptor)
 
 
 def leftovers(path: Path) -> list[Path]:
@@ -228,11 +271,11 @@ def _parts(path: Path) -> list[Path]:
     return [path.with_name(path.name + suffix) for suffix in ("", "-wal", "-shm", "-journal")]
 
 
-def _build(path: Path) -> None:
+def _build(path: Path, database: str) -> None:
     engine = _engine(path)
     try:
         with translated(path):
-            _fill(engine)
+            _fill(engine, database)
     finally:
         engine.dispose()
     path.chmod(stat.S_IRUSR | stat.S_IWUSR)
@@ -244,12 +287,12 @@ def _build(path: Path) -> None:
         os.close(descriptor)
 
 
-def _fill(engine: Engine) -> None:
+def _fill(engine: Engine, database: str) -> None:
     with engine.connect() as connection:
         connection.info["begin"] = "BEGIN IMMEDIATE"
         with connection.begin():
             migrations.apply(connection, 0)
-            marks = [{"key": "uuid", "value": str(uuid.uuid4())}]
+            marks = [{"key": "uuid", "value": database}]
             if here := machine_id():
                 marks.append({"key": "machine_id", "value": here})
             connection.execute(insert(tables.meta), marks)
@@ -286,7 +329,8 @@ def translated(path: Path) -> Iterator[None]:
             raise
         if _is_full(path.parent):
             raise NoSpaceError(f"there is no room for the database {path}: {said}", hint="free some space") from error
-        raise DatabaseError(f"the database {path} cannot be used: {said}", hint=RECIPE) from error
+        details = WHOLE if "readonly" in said or "unable to open" in said else None
+        raise DatabaseError(f"the database {path} cannot be used: {said}", hint=RECIPE, details=details) from error
 
 
 def _is_full(directory: Path) -> bool:

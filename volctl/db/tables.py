@@ -53,6 +53,8 @@ volumes = Table(
     Column("promised", Integer, nullable=False, default=0),
     # the volume whose lock is taken, too, since files are shared: the root of the tree; null for a root
     Column("tree", String),
+    # the row was changed since the object was told what it is about (`volctl.db.about`)
+    Column("undescribed", Boolean),
     Index("volumes_name", "project", "name", unique=True),
     Index("volumes_created", "project", "created_at", "id"),
     Index("volumes_quota", "project", "type", "size", "id"),
@@ -60,6 +62,7 @@ volumes = Table(
     Index("volumes_source", "source_id"),
     Index("volumes_status", "status"),
     Index("volumes_type", "type"),
+    Index("volumes_undescribed", "undescribed"),
 )
 
 snapshots = Table(
@@ -79,9 +82,12 @@ snapshots = Table(
     Column("type", String),
     Column("bootable", Boolean, nullable=False),
     Column("volume_properties", JSON, nullable=False),
+    Column("undescribed", Boolean),
     Index("snapshots_name", "project", "name", unique=True),
     Index("snapshots_quota", "project", "type", "size", "id"),
     Index("snapshots_volume", "volume_id"),
+    Index("snapshots_undescribed", "undescribed"),
+    Index("snapshots_type", "type"),
 )
 
 images = Table(

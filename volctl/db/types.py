@@ -7,12 +7,17 @@ from typing import Any
 from sqlalchemy import Connection, delete, insert, select, update
 
 from volctl.db.tables import types
-from volctl.model import VolumeType, now
+from volctl.model import Json, VolumeType, now
 
 
 def add(tx: Connection, name: str, specs: dict[str, str], description: str | None) -> None:
     """`sqlalchemy.exc.IntegrityError` when there is one."""
     row = {"name": name, "specs": specs, "description": description, "created_at": now()}
+    tx.execute(insert(types), row)
+
+
+def restore(tx: Connection, row: Json) -> None:
+    """A type as it was before the database was lost."""
     tx.execute(insert(types), row)
 
 

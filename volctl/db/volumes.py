@@ -25,7 +25,7 @@ from volctl.model import (
     now,
 )
 
-_UNSHOWN = {"requested", "explanation", "promised", "tree"}
+_UNSHOWN = {"requested", "explanation", "promised", "tree", "undescribed"}
 _INTERNAL = {*_UNSHOWN, "source_kind", "source_id", "source_name"}
 _COLUMNS = [column for column in volumes.c if column.name not in _UNSHOWN]
 

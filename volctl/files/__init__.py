@@ -5,6 +5,7 @@ the error that says what could not be done, and where. `holders` says who else h
 `device_holders` who has a block device. `volctl.files.loopdev` is loop devices.
 """
 
+from volctl.files.about import carry, tell, told
 from volctl.files.directory import (
     MARKER,
     Directory,
@@ -27,6 +28,7 @@ __all__ = [
     "Seen",
     "allocate",
     "can_share",
+    "carry",
     "copy",
     "device_holders",
     "directory_option",
@@ -38,5 +40,7 @@ __all__ = [
     "reflink",
     "reflinks",
     "seen",
+    "tell",
+    "told",
     "translated",
 ]

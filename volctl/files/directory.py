@@ -225,6 +225,11 @@ def _objects(at: int) -> list[Object]:
     return list(filter(None, map(object_named, os.listdir(at))))
 
 
+def sidecar(name: str) -> str:
+    """The file beside an object that holds what the object's own file has no place for (`volctl.files.about`)."""
+    return f"{MARKER}-{name}"
+
+
 def object_named(name: str) -> Object | None:
     """The object whose name on a backend this is; None if it is no such name."""
     match = _OBJECT.fullmatch(name)
@@ -296,6 +301,10 @@ class Place:
     def _unlink(self, name: str) -> None:
         with suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self.fd)
+        for beside in (sidecar(name), sidecar(name) + ".new"):
+            with suppress(FileNotFoundError):
+                os.stat(beside, dir_fd=self.fd, follow_symlinks=False)
+                os.unlink(beside, dir_fd=self.fd)
 
     def flush(self, fd: int) -> None:
         if self.sync:
@@ -305,9 +314,9 @@ class Place:
         return _objects(self.fd)
 
     def entries(self) -> Iterator[tuple[str, os.stat_result]]:
-        """Everything in the directory but the marker, as it is itself."""
+        """Everything in the directory but the marker and sidecars, as it is itself."""
         with os.scandir(self.fd) as found:
             for entry in found:
                 with suppress(FileNotFoundError):  # gone since
-                    if entry.name != MARKER:
+                    if entry.name != MARKER and not entry.name.startswith(sidecar("")):
                         yield entry.name, entry.stat(follow_symlinks=False)

@@ -61,11 +61,15 @@ class Backends:
 
     def refuse_claimed(self, name: str, database: Path) -> None:
         """`DatabaseError` if this backend holds objects of a database that is not there."""
-        if owner := load(self._configs[name].kind)(self._setup(self._configs[name])).claimed():
+        if owner := self.owner(name):
             raise DatabaseError(
                 f"the database {database} is missing, but backend {name} holds volumes of database {owner}",
-                hint="restore the database from a backup, or move those volumes away to begin anew",
+                hint="restore it from a backup, or make it again: volctl doctor --rebuild",
             )
+
+    def owner(self, name: str) -> str | None:
+        """The database whose objects a backend holds, whichever that is."""
+        return load(self._configs[name].kind)(self._setup(self._configs[name])).claimed()
 
     def _setup(self, config: BackendConfig) -> Setup:
         owner = self._owner() if config.builtin else None

@@ -21,10 +21,11 @@ IN_FLIGHT = (Status.CREATING, Status.DOWNLOADING)
 class CreateState:
     """The request spec: what was asked, what was made of it, what was tried. Sizes in bytes.
 
-    `tree` is the volume whose lock the new one's files need, too. `image` holds what opens the image
-    again (path, declared, checksum, allow_device), `content` what its content is called in the image
-    cache, best name first, and `cached` the entry there that the volume was cloned from. `physical` is
-    what the create writes at once. `failures` are attempts: backend, error, code, exit.
+    `about` is what the object is to carry, while it is made; `tree` the volume whose lock its files need,
+    too. `image` holds what opens the image again (path, declared, checksum, allow_device), `content` what
+    its content is called in the image cache, best name first, and `cached` the entry there that the volume
+    was cloned from. `physical` is what the create writes at once. `failures` are attempts: backend, error,
+    code, exit.
     """
 
     volume_id: str
@@ -50,6 +51,7 @@ class CreateState:
     failures: list[Json] = field(default_factory=list)
     backend: str | None = None
     tree: str | None = None
+    about: Json | None = None
 
     @property
     def kind(self) -> SourceKind:
@@ -58,7 +60,7 @@ class CreateState:
     @property
     def object(self) -> Object:
         """The volume as its backend knows it."""
-        return Object("volume", self.volume_id)
+        return Object("volume", self.volume_id, self.about)
 
 
 CreateRun: TypeAlias = Run[Context, CreateState]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from volctl.db import events, image_cache, snapshots, volumes
 from volctl.engine.task import Flow
 from volctl.errors import ConflictError, NotFoundError
-from volctl.flows import sources
+from volctl.flows import about, sources
 from volctl.flows.create import IN_FLIGHT, CreateRun, CreateState, CreateTask, fail_volume
 from volctl.model import Json, SourceKind, Status, now
 
@@ -88,7 +88,9 @@ class CreateVolumeFromSpecTask(CreateTask):
         return {"backend": run.state.backend, "object": run.state.object.name}
 
     def execute(self, run: CreateRun) -> None:
+        run.state.about = about.volume(run.env, run.state.volume_id).about
         sources.fill(run)
+        run.state.about = None  # it is with the object
 
     def revert(self, run: CreateRun) -> None:
         run.env.backends.get(run.state.backend).delete(run.state.object)

@@ -9,7 +9,7 @@ from volctl.db import events, snapshots, volumes
 from volctl.engine.run import Run
 from volctl.engine.task import Direction, Flow, Task
 from volctl.errors import ConflictError, UsageError, VolctlError
-from volctl.flows import fault
+from volctl.flows import about, fault
 from volctl.flows.context import Context
 from volctl.flows.delete import check_holders
 from volctl.model import Json, Object, Status
@@ -75,7 +75,8 @@ class RevertStorageTask(RevertTask):
         state = run.state
         backend = run.env.backends.get(state.backend)
         try:
-            backend.revert(state.object, Object("snap", state.snapshot_id), state.size)
+            volume = about.volume(run.env, state.volume_id)
+            backend.revert(volume, Object("snap", state.snapshot_id), state.size)
         except VolctlError as error:
             error.untouched = error.untouched and not run.resumed  # who died may have written before
             raise

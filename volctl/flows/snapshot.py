@@ -10,7 +10,7 @@ from volctl.db.quotas import Usage
 from volctl.engine.run import Run
 from volctl.engine.task import Flow, Task
 from volctl.errors import ConflictError, ExistsError
-from volctl.flows import fault
+from volctl.flows import about, fault
 from volctl.flows.context import Context
 from volctl.flows.request import check_still
 from volctl.model import Json, Object, Status, now
@@ -111,7 +111,8 @@ class SnapshotStorageTask(SnapshotTask):
 
     def execute(self, run: SnapshotRun) -> None:
         backend = run.env.backends.get(run.state.backend)
-        backend.snapshot(Object("volume", run.state.volume_id), run.state.object)
+        taken = about.snapshot(run.env, run.state.snapshot_id)
+        backend.snapshot(about.volume(run.env, run.state.volume_id), taken)
 
     def revert(self, run: SnapshotRun) -> None:
         backend = run.env.backends.get(run.state.backend)

@@ -17,7 +17,7 @@ from typing import Literal, cast
 
 from volctl import udev
 from volctl.errors import BackendError, InUseError, VolctlError
-from volctl.lvm import blocks
+from volctl.lvm import about, blocks
 from volctl.lvm.commands import Group
 from volctl.lvm.locking import locked
 from volctl.lvm.report import LogicalVolume, VolumeGroup
@@ -49,7 +49,8 @@ class Session:
         return Path("/dev", self.name, name)
 
     def tags(self, target: Object) -> set[str]:
-        return {"volctl", self.mark, f"volctl-{target.kind}", f"volctl-id-{target.id}"}
+        """Its mark, and what it is about."""
+        return {"volctl", self.mark, f"volctl-{target.kind}", f"volctl-id-{target.id}", *about.tags(target)}
 
     def look(self, *, fresh: bool = True) -> VolumeGroup:
         """The group as it is, whoever's; not `fresh`: as it was a moment ago."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from volctl.backend import Attached, Info, Listing
-from volctl.lvm import devices
+from volctl.lvm import about, devices
 from volctl.lvm.group import Session
 from volctl.lvm.report import LogicalVolume, VolumeGroup
 from volctl.model import Object
@@ -33,6 +34,18 @@ def listing(session: Session, group: VolumeGroup) -> Listing:
         {target: found for target in active if (found := _attached(session, target))},
         tuple(sorted(lv.name for lv in group.lvs if lv.name not in ours and "volctl-pool" not in lv.tags)),
     )
+
+
+def describe(session: Session, target: Object) -> None:
+    lv = session.existing(session.see(), target.name)
+    new, old = about.tags(target), about.own(lv.tags)
+    if new != old:
+        session.change(lambda verbs: verbs.tag(lv.name, add=new - old, drop=old - new))
+
+
+def described(session: Session, group: VolumeGroup) -> list[Object]:
+    tags = {lv.name: lv.tags for lv in group.lvs}
+    return [replace(target, about=about.told(tags[target.name])) for target in session.objects(group)]
 
 
 def _attached(session: Session, target: Object) -> Attached | None:

@@ -12,19 +12,21 @@ from pathlib import Path
 
 from volctl import command, confine, files, interrupt
 from volctl.config import Config, Places, load, places
+from volctl.db import about as rows
 from volctl.db import events, volumes
 from volctl.db.store import Store, keep_owner, open_store
 from volctl.engine import journal
 from volctl.engine.locks import EXCLUSIVE, LockDirectory, LockSet, Names
 from volctl.engine.run import Engine
-from volctl.errors import AccessError, ConfigError, NoSpaceError, TimedOut, UsageError
-from volctl.flows import FLOWS
+from volctl.errors import AccessError, ConfigError, NoSpaceError, TimedOut, UsageError, VolctlError
+from volctl.flows import FLOWS, about
 from volctl.flows.context import Backends, Context
 from volctl.flows.request import usage
 from volctl.model import check_name
 
 READ_SETTLE = 5.0  # seconds a command that only reads spends on what others left
 LOCK_TIMEOUT = 60.0
+AT_ONCE = 20  # objects that a command lets catch up with their rows, beside its own work
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +75,34 @@ class Session:
         """Hold locks by the ids of volumes (`exclusive` or `shared`) for a `with` block."""
         return self.locks.acquire(names, self.lock_timeout)
 
+    def catch_up(self, limit: int | None = AT_ONCE) -> list[VolctlError]:
+        """Let objects carry what their rows say since they were changed, where nobody works on them.
+
+        What went wrong, one for each backend; another command tries again.
+        """
+        with self.store.read() as tx:
+            outdated = rows.outdated(tx, limit)
+        failed: dict[str | None, VolctlError] = {}
+        for target, volume_id, backend in outdated:
+            if backend in failed or (locks := self.locks.try_acquire(self._names(volume_id))) is None:
+                continue
+            with locks:
+                if error := about.catch_up(self.env, target, backend):
+                    failed[backend] = error
+        return list(failed.values())
+
+    def changed(self) -> None:
+        """A row was changed that its object tells of."""
+        for error in self.catch_up():
+            self.watcher.warn(f"what the object carries is older for now: {error.message}")
+
+    def _names(self, volume_id: str) -> Names:
+        with self.store.read() as tx:
+            return dict.fromkeys(volumes.lock_names(tx, volume_id), EXCLUSIVE)
+
     def locked_volume(self, volume_id: str) -> LockSet:
         """Hold a volume, and the tree whose files it shares."""
-        with self.store.read() as tx:
-            names = volumes.lock_names(tx, volume_id)
-        return self.locked(dict.fromkeys(names, EXCLUSIVE))
+        return self.locked(self._names(volume_id))
 
 
 @contextmanager
@@ -92,7 +117,7 @@ def open_session(options: Options, watcher: Watcher, *, reads: bool = False) -> 
     confine.wanted = config.confine_qemu
     project = options.project or os.environ.get("VOLCTL_PROJECT") or "default"
     usage(check_name, project)
-    _prepare(where)
+    prepare(where)
     nothing = lambda: _nothing_of_ours(config, where)
     store = open_store(where.database, may_create=nothing, take_over=options.take_over)
     env = Context(
@@ -119,7 +144,7 @@ def _lock_timeout(options: Options) -> float:
         raise UsageError(f"VOLCTL_LOCK_TIMEOUT is {text!r}, not a number of seconds") from error
 
 
-def _prepare(where: Places) -> None:
+def prepare(where: Places) -> None:
     """The state directory and what belongs in it, private to its owner."""
     try:
         _make(where.state)
@@ -168,6 +193,7 @@ def _settle(session: Session, *, reads: bool) -> None:
                 said = session.engine.settle()
         else:
             said = session.engine.settle()
+            session.catch_up()
             _prune(session)
     except TimedOut:
         if not reads:

@@ -75,8 +75,9 @@ def update(
         found = refs.snapshot(tx, session.project, ref)
         if name is not None and (other := snapshots.by_name(tx, found.project, name)) and other.id != found.id:
             raise ExistsError(f"there is a snapshot {name!r} already")
-        snapshots.change(tx, found.id, properties=found.properties | more, **values)
-        return snapshots.get(tx, found.id)
+        snapshots.change(tx, found.id, properties=found.properties | more, undescribed=True, **values)
+    session.changed()
+    return show(session, found.id)
 
 
 def delete(session: Session, ref: str) -> None:

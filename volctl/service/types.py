@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from volctl.db import types, volumes
+from volctl.db import about, types, volumes
 from volctl.errors import ConflictError, ExistsError, NotFoundError
 from volctl.flows import request
 from volctl.model import VolumeType, check_name
@@ -43,6 +43,8 @@ def set_(session: Session, name: str, specs: tuple[str, ...], description: str |
     with session.store.write() as tx:
         text = found.description if description is None else request.description(description)
         types.change(tx, name, specs=found.specs | more, description=text)
+        about.outdate_type(tx, name)
+    session.changed()
     return show(session, name)
 
 
@@ -53,6 +55,8 @@ def unset(session: Session, name: str, keys: tuple[str, ...]) -> VolumeType:
     check_specs(left)
     with session.store.write() as tx:
         types.change(tx, name, specs=left)
+        about.outdate_type(tx, name)
+    session.changed()
     return show(session, name)
 
 

@@ -298,8 +298,15 @@ def update(
         volume = refs.volume(tx, session.project, ref)
         if name is not None and (other := volumes.by_name(tx, volume.project, name)) and other.id != volume.id:
             raise ExistsError(f"there is a volume {name!r} already", volume=other.id)
-        volumes.change(tx, volume.id, properties=volume.properties | more, **values)
-        return volumes.get(tx, volume.id)
+        volumes.change(tx, volume.id, properties=volume.properties | more, undescribed=True, **values)
+    return _told(session, volume.id)
+
+
+def _told(session: Session, volume_id: str) -> Volume:
+    """A volume whose row was changed, and its object told of it."""
+    session.changed()
+    with session.store.read() as tx:
+        return volumes.get(tx, volume_id)
 
 
 def unset(session: Session, ref: str, *, name: bool, description: bool, properties: tuple[str, ...]) -> Volume:
@@ -308,16 +315,16 @@ def unset(session: Session, ref: str, *, name: bool, description: bool, properti
     with session.store.write() as tx:
         volume = refs.volume(tx, session.project, ref)
         left = {key: value for key, value in volume.properties.items() if key not in properties}
-        volumes.change(tx, volume.id, properties=left, **values)
-        return volumes.get(tx, volume.id)
+        volumes.change(tx, volume.id, properties=left, undescribed=True, **values)
+    return _told(session, volume.id)
 
 
 def protect(session: Session, ref: str, on: bool) -> Volume:
     """A protected volume is not deleted."""
     with session.store.write() as tx:
         volume = refs.volume(tx, session.project, ref)
-        volumes.change(tx, volume.id, protected=on)
-        return volumes.get(tx, volume.id)
+        volumes.change(tx, volume.id, protected=on, undescribed=True)
+    return _told(session, volume.id)
 
 
 def delete(session: Session, ref: str, *, cascade: bool = False, force: bool = False) -> None:

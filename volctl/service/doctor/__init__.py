@@ -7,39 +7,19 @@ call ours, and only when it was agreed to.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 
 from volctl.db import volumes
 from volctl.db.store import check_integrity
 from volctl.engine.locks import EXCLUSIVE, LockSet, Names
 from volctl.errors import INTERRUPTIONS, VolctlError
 from volctl.service.doctor.difference import Difference
+from volctl.service.doctor.finding import Finding
+from volctl.service.doctor.rebuild import plan as rebuild_plan
+from volctl.service.doctor.rebuild import rebuild
 from volctl.service.doctor.suspects import foreign, suspects
 from volctl.service.session import Session
 
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One difference, for a reader. `object` is named as it is on its backend, in the state directory or /dev.
-
-    `id` and `name` are of the volume, snapshot, image or flow; null where there is none. `fix` is what
-    `--fix` does, null if only a person can. `deletes`: bytes go, so it is done with `--yes` only.
-    """
-
-    kind: str
-    object: str
-    id: str | None
-    name: str | None
-    backend: str | None
-    problem: str
-    fix: str | None
-    deletes: bool = False
-    fixed: bool = False
-
-    @property
-    def counts(self) -> bool:
-        """What is foreign is no difference."""
-        return self.kind != "foreign" and not self.fixed
+__all__ = ["Finding", "agreed_to", "look", "rebuild", "rebuild_plan", "repair"]
 
 
 def look(session: Session, *, others: bool = False) -> list[Finding]:
@@ -57,6 +37,7 @@ def _foreign(session: Session) -> Iterator[Finding]:
 def repair(session: Session, agreed: Callable[[Finding], bool], *, others: bool = False) -> list[Finding]:
     """Put right what can be; `agreed` is asked before bytes go. What is left as it was says why."""
     check_integrity(session.store)
+    session.catch_up(None)
     done = []
     for suspect, locks in _confirmed(session):
         finding = _finding(suspect)

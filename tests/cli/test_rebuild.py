@@ -1,0 +1,307 @@
+"""The database is lost and made again from what the objects carry: ids, names, sizes, types, the snapshot tree."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import random
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import Cli
+from tests.conftest import Volctl
+from volctl.model import CreateRequest, to_json
+from volctl.service import Options, Session, Watcher, doctor, open_session, snapshots, types, volumes
+
+UNKNOWN = ("available_at", "updated_at", "attempts", "explanation")
+"""What no object carries."""
+TEXTS = ("plain", "Zürich ☂ 日本", "a" * 255, 'quo"te\\ and = , {}', "\u202eevil", "")
+CONFIG = '[[backend]]\nname = "{kind}"\nkind = "{kind}"\ndirectory = "{home}/{kind}"\n'
+
+
+class World:
+    """One state directory with a prepared pool, worked on through the service."""
+
+    def __init__(self, home: Path, kind: str) -> None:
+        self.home, self.kind = home, kind
+        home.mkdir()
+        config = home / "config.toml"
+        config.write_text(CONFIG.format(kind=kind, home=home))
+        self.options = Options(str(config), str(home / "state"))
+        with self.session() as s:
+            s.env.backends.get(kind).init()
+
+    @contextmanager
+    def session(self, project: str | None = None) -> Iterator[Session]:
+        options = Options(self.options.config, self.options.state_dir, project)
+        with open_session(options, Watcher()) as s:
+            yield s
+
+    def state(self) -> Any:
+        """All that can be listed and shown, without what is not known of a rebuilt one."""
+        with self.session() as s:
+            every = to_json(volumes.list_(s, all_projects=True))
+            shown = [to_json(volumes.show(s, volume["id"])) for volume in every]
+            taken = to_json(snapshots.list_(s, all_projects=True))
+            used = {volume["type"] for volume in every}
+            kinds = [found for found in to_json(types.list_(s)) if found["name"] in used]
+        known = [{key: value for key, value in row.items() if key not in UNKNOWN} for row in (*every, *shown)]
+        return known, taken, kinds
+
+    def lose(self) -> None:
+        for path in (self.home / "state").glob("volctl.db*"):
+            path.unlink()
+
+    def populate(self, random: random.Random) -> None:
+        for project in ("default", "other"):
+            with self.session(project) as s:
+                if project == "default":
+                    types.create(
+                        s, "gold", (f"vendor:role={random.choice(('a', 'b'))}",), random.choice((None, "fine"))
+                    )
+                for number in range(random.randint(1, 4)):
+                    self._act(s, random, f"v{number}")
+
+    def _act(self, s: Session, random: random.Random, name: str) -> None:
+        """A volume of some kind, and what happens to it."""
+        words = _words(random)
+        named = name if random.random() < 0.8 else None
+        sources = [found.id for found in snapshots.list_(s)] if random.random() < 0.5 else []
+        source = random.choice(sources) if sources else None
+        size, type_name = None if source else f"{random.randint(3, 6)}M", random.choice((None, "gold"))
+        wanted = CreateRequest(named, size=size, from_snapshot=source, type=type_name, **words)
+        made = volumes.create(s, wanted)
+        if random.random() < 0.5:
+            text = random.choice(TEXTS)
+            taken = snapshots.create(s, made.id, random.choice((None, f"s-{name}")), description=text)
+            if random.random() < 0.5:
+                snapshots.update(s, taken.id, name=f"t-{name}", description=None, properties=("later=1",))
+            if random.random() < 0.4:
+                volumes.revert(s, made.id, taken.id)
+        if random.random() < 0.3:
+            volumes.extend(s, made.id, "+1M")
+        if random.random() < 0.4:
+            volumes.update(s, made.id, name=f"w-{name}", description=random.choice(TEXTS), properties=())
+        if random.random() < 0.3:
+            volumes.unset(s, made.id, name=False, description=True, properties=("k0",))
+        if random.random() < 0.3:
+            volumes.protect(s, made.id, True)
+        elif random.random() < 0.2:
+            volumes.delete(s, made.id, cascade=True) if self.kind != "qcow2" else None
+
+
+def _words(random: random.Random) -> dict[str, Any]:
+    few = random.randint(0, 3) if random.random() < 0.9 else 40  # more than an attribute of ext4 holds
+    pairs = tuple(f"k{number}={random.choice(TEXTS)}{random.random()}"[:250] for number in range(few))
+    return {"properties": pairs, "description": random.choice((None, *TEXTS))}
+
+
+BATCH = 10
+
+
+POPULATIONS = [(kind, batch) for kind, batches in (("loop", 10), ("fake", 3), ("qcow2", 3)) for batch in range(batches)]
+
+
+@pytest.mark.parametrize(("kind", "batch"), POPULATIONS)
+def test_random_populations_come_back_equal(kind: str, batch: int, tmp_path: Path) -> None:
+    if kind == "qcow2" and not shutil.which("qemu-img"):
+        pytest.skip("needs qemu-img (qemu-utils)")
+    for number in range(BATCH):
+        seed = f"{kind} {batch * BATCH + number}"
+        world = World(tmp_path / str(number), kind)
+        world.populate(random.Random(seed))
+        before, contents = world.state(), _contents(world)
+        world.lose()
+        told = doctor.rebuild(world.options, Watcher())
+        assert {finding.problem for finding in told} <= {"made again"}, seed
+        assert world.state() == before, seed
+        assert _contents(world) == contents, seed
+        with world.session() as s:
+            assert doctor.look(s) == [], seed
+        shutil.rmtree(world.home)
+
+
+def _contents(world: World) -> dict[str, bytes]:
+    pool = world.home / world.kind
+    return {path.name: path.read_bytes() for path in pool.iterdir() if path.name != "calls"}
+
+
+def lose(cli: Cli) -> None:
+    for path in cli.state.glob("volctl.db*"):
+        path.unlink()
+
+
+def test_the_recipe_is_told_and_asked_for(cli: Cli) -> None:
+    made = cli.volume("v")
+    (cli.state / "volctl.db").unlink()  # its log stays, and must not be played into the new one
+    assert "doctor --rebuild" in cli.error(11, "db", "list")["hint"]
+    assert "--yes" in cli.error(2, "usage", "doctor", "--rebuild")["hint"]
+    assert not (cli.state / "volctl.db").exists()
+    told = cli.json("doctor", "--rebuild", "--yes")
+    assert [(finding["kind"], finding["id"], finding["fixed"]) for finding in told] == [("rebuilt", made["id"], True)]
+    assert [volume["id"] for volume in cli.json("list")] == [made["id"]]
+    cli("create", "v", "--size", "1M", "--if-absent")
+    cli("delete", "v", "--yes")
+
+
+def test_a_usable_database_is_not_made_again(cli: Cli) -> None:
+    cli.volume("v")
+    before = cli.everything()
+    cli.error(5, "conflict", "doctor", "--rebuild", "--yes")
+    with closing(sqlite3.connect(cli.state / "volctl.db")) as db, db:
+        db.execute("PRAGMA user_version = 999")
+    assert cli.error(11, "db", "doctor", "--rebuild", "--yes")["hint"] == "upgrade volctl"
+    assert cli.everything() == before
+
+
+def test_an_unusable_database_is_kept_aside(cli: Cli) -> None:
+    made = cli.volume("v")
+    database = cli.state / "volctl.db"
+    database.write_bytes(b"rubbish" * 100)
+    cli("doctor", "--rebuild", "--yes")
+    assert [volume["id"] for volume in cli.json("list")] == [made["id"]]
+    (aside,) = (path for path in cli.state.glob("volctl.db.unusable-*") if path.read_bytes() == b"rubbish" * 100)
+    assert aside.name.startswith("volctl.db.unusable-")
+
+
+def test_nothing_to_make_it_of(cli: Cli) -> None:
+    cli.error(4, "not_found", "doctor", "--rebuild", "--yes")
+    assert not (cli.state / "volctl.db").exists()
+
+
+def test_a_backend_that_is_not_mounted_is_not_forgotten(cli: Cli) -> None:
+    cli.configure("".join(f'[[backend]]\nname = "{n}"\nkind = "loop"\ndirectory = "{cli.home}/{n}"\n' for n in "ab"))
+    for name in "ab":
+        cli("backend", "init", name, "--yes")
+        cli.volume(f"v{name}", "--size", "1M", "--backend", name)
+    lose(cli)
+    (cli.home / "b").rename(cli.home / "away")
+    cli.error(8, "backend", "doctor", "--rebuild", "--yes")
+    assert not (cli.state / "volctl.db").exists()
+    (cli.home / "away").rename(cli.home / "b")
+    cli("doctor", "--rebuild", "--yes")
+    assert [(volume["name"], volume["backend"]) for volume in cli.json("list")] == [("va", "a"), ("vb", "b")]
+
+
+def test_what_cannot_be_known_is_said(cli: Cli) -> None:
+    """A volume that carries nothing, a snapshot without its volume, a name that two carry."""
+    bare, gone, one, two = (cli.volume(name) for name in ("bare", "gone", "one", "two"))
+    taken = cli.json("snapshot", "create", "gone", "s")
+    os.removexattr(cli.file("bare"), "user.volctl")
+    attribute = os.getxattr(cli.file("one"), "user.volctl").replace(one["id"].encode(), two["id"].encode())
+    os.setxattr(cli.file("two"), "user.volctl", attribute)
+    cli.file("gone").unlink()
+    lose(cli)
+    told = {finding["id"]: finding["problem"] for finding in cli.json("doctor", "--rebuild", "--yes")}
+    assert "may be half made" in told[bare["id"]] and "half made" in told[gone["id"]]
+    assert sorted(told[item["id"]] for item in (one, two)) == ["another has its name 'one'", "made again"]
+    after = {volume["id"]: volume for volume in cli.json("list")}
+    assert {after[item["id"]]["status"] for item in (bare, gone)} == {"error"}
+    assert "is not on any backend" in after[gone["id"]]["fault"]["message"]
+    assert cli.json("snapshot", "show", "s")["volume_id"] == gone["id"] and taken["status"] == "available"
+    cli("create", "again", "--from-snapshot", "s")
+    assert cli.json("doctor") == []
+
+
+@pytest.mark.parametrize("carried", [b"", b"{", b"[]", b"\x78\x9c\xff", b'{"object": "volume-x"}', b"null"])
+def test_what_an_object_carries_is_not_believed(carried: bytes, cli: Cli) -> None:
+    made = cli.volume("v")
+    os.setxattr(cli.file("v"), "user.volctl", carried)
+    lose(cli)
+    cli("doctor", "--rebuild", "--yes")
+    assert cli.json("list")[0]["status"] == "error" and cli.json("list")[0]["id"] == made["id"]
+
+
+def test_nor_is_what_is_not_of_its_kind(cli: Cli) -> None:
+    made = cli.volume("v")
+    wrong = {
+        "name": "../x",
+        "project": ["p"],
+        "properties": {"a": 1},
+        "type": "$(x)",
+        "source_kind": "none",
+        "specs": 1,
+    }
+    carried = {"object": f"volume-{made['id']}", **wrong, "created_at": 7, "bootable": "yes"}
+    os.setxattr(cli.file("v"), "user.volctl", json.dumps(carried).encode())
+    lose(cli)
+    cli("doctor", "--rebuild", "--yes")
+    (row,) = cli.json("list")
+    assert (row["name"], row["project"], row["properties"], row["type"], row["source"]["kind"]) == (
+        None, "default", {}, None, "blank",
+    )  # fmt: skip
+
+
+def test_a_live_command_of_the_lost_database(cli: Cli) -> None:
+    cli.volume("v")
+    lose(cli)
+    lock = cli.state / "locks" / "11111111-1111-4111-8111-111111111111"
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        cli.error(10, "locked", "doctor", "--rebuild", "--yes")
+    cli("doctor", "--rebuild", "--yes")
+
+
+DIE = """
+import os, sys
+from volctl.cli import main
+from volctl.db import store
+left = [int(sys.argv[1])]
+def passed(point):
+    left[0] -= 1
+    left[0] or os._exit(9)
+store.probe = passed
+os._exit(main(["doctor", "--rebuild", "--yes"]))
+"""
+
+
+def test_a_rebuild_that_is_killed_is_made_by_the_next(cli: Cli, volctl: Volctl) -> None:
+    made = cli.volume("v")
+    lose(cli)
+    for number in range(1, 20):
+        done = subprocess.run([sys.executable, "-c", DIE, str(number)], env=volctl.environment, check=False, timeout=60)
+        if done.returncode == 0:
+            break
+        assert not (cli.state / "volctl.db").exists()
+        cli.error(11, "db", "list")
+    assert number >= 3
+    assert [volume["id"] for volume in cli.json("list")] == [made["id"]]
+    assert sorted(path.name for path in cli.state.glob(".*")) == []
+
+
+def test_a_change_while_the_backend_is_away_is_carried_later(cli: Cli) -> None:
+    cli.configure(CONFIG.format(kind="loop", home=cli.home))
+    cli("backend", "init", "loop", "--yes")
+    cli.volume("v")
+    pool = cli.home / "loop"
+    pool.rename(cli.home / "away")
+    ran = cli("set", "v", "--name", "w", "--property", "k=1")
+    assert "older for now" in ran.err
+    (cli.home / "away").rename(pool)
+    cli.volume("other")
+    lose(cli)
+    cli("doctor", "--rebuild", "--yes")
+    assert {volume["name"]: volume["properties"] for volume in cli.json("list")} == {"w": {"k": "1"}, "other": {}}
+
+
+def test_volumes_of_an_older_version_are_told(cli: Cli) -> None:
+    """A database of before: nothing carries anything, and the next commands that write let it."""
+    made = cli.volume("v")
+    os.removexattr(cli.file("v"), "user.volctl")
+    with closing(sqlite3.connect(cli.state / "volctl.db")) as db, db:
+        for table in ("volumes", "snapshots"):
+            db.execute(f"DROP INDEX {table}_undescribed")
+            db.execute(f"ALTER TABLE {table} DROP COLUMN undescribed")
+        db.execute("DROP INDEX snapshots_type")
+        db.execute("PRAGMA user_version = 4")
+    cli.volume("w")
+    assert made["id"] in os.getxattr(cli.file("v"), "user.volctl").decode()

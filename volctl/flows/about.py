@@ -1,0 +1,39 @@
+"""Objects as their backends are to know them, and told again when their rows were changed (`volctl.db.about`)."""
+
+from __future__ import annotations
+
+from volctl.db import about
+from volctl.errors import INTERRUPTIONS, VolctlError
+from volctl.flows.context import Context
+from volctl.model import Object
+
+
+def volume(env: Context, volume_id: str) -> Object:
+    """A volume as its backend is to know it."""
+    return _object(env, Object("volume", volume_id))
+
+
+def snapshot(env: Context, snapshot_id: str) -> Object:
+    return _object(env, Object("snap", snapshot_id))
+
+
+def _object(env: Context, target: Object) -> Object:
+    with env.store.read() as tx:
+        return about.describe(tx, target)
+
+
+def catch_up(env: Context, target: Object, backend: str | None) -> VolctlError | None:
+    """Let an object carry what its row says now. The caller holds its volume's lock. What went wrong, if it did."""
+    with env.store.read() as tx:
+        told = about.describe(tx, target)
+    try:
+        where = env.backends.get(backend) if told.about is not None and backend is not None else None
+        if where is not None and where.inspect(target) is not None:
+            where.describe(told)
+    except INTERRUPTIONS:
+        raise
+    except VolctlError as error:
+        return error
+    with env.store.write() as tx:
+        about.caught_up(tx, told)
+    return None

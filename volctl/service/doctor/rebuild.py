@@ -1,0 +1,261 @@
+"""`doctor --rebuild`: a database that is lost, made again from what the objects carry (`volctl.db.about`).
+
+Not known any more: registered and cached images, limits, events, flows, and of a volume its attempts, its
+explanation and when it became available. All or nothing: until the new file is in place there is none.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from volctl.backend import Attached, Backend
+from volctl.config import Config, Places, load, places
+from volctl.db import events, snapshots, types, volumes
+from volctl.db.store import Store, check_integrity, keep_owner, open_store, recreate
+from volctl.engine.locks import LockDirectory
+from volctl.errors import BackendError, ConflictError, DatabaseError, LockedError, NotFoundError
+from volctl.flows.context import Backends
+from volctl.model import Json, Object, SourceKind, Status, check_name, now
+from volctl.service.doctor.finding import Finding
+from volctl.service.session import Options, Watcher, prepare
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+UNTOLD = "it does not carry what it is: it may be half made, or its name and the like are lost"
+
+
+def plan(options: Options) -> str:
+    """What would be done, for a question. `ConflictError` for a database that can be used."""
+    where, config = _open(options)
+    prepare(where)
+    _check_lost(where.database)
+    database = _owner(config, where)
+    lines = [f"This makes {where.database} again, from what the backends hold of database {database}."]
+    if where.database.exists():
+        lines.append("The file that is there is kept beside it, under another name.")
+    return "\n".join([*lines, "If that database is in use elsewhere, use it there instead."])
+
+
+def rebuild(options: Options, watcher: Watcher) -> list[Finding]:
+    """Make the database again; every volume and snapshot there is now, and what is not known of them."""
+    where, config = _open(options)
+    prepare(where)
+    _check_lost(where.database)
+    _check_idle(where.locks)
+    rows = _Rows()
+    aside = recreate(where.database, _owner(config, where), lambda store: _fill(store, config, where, rows))
+    if aside:
+        watcher.warn(f"the database that could not be used is now {aside}")
+    watcher.warn("limits, registered images and the history are not on the backends; set and add them again")
+    return rows.told
+
+
+def _open(options: Options) -> tuple[Places, Config]:
+    where = places(options.config, options.state_dir)
+    return where, load(where)
+
+
+def _check_lost(database: Path) -> None:
+    """`ConflictError` for one that can be used, its own error for one that only we cannot."""
+    if not database.exists():
+        return
+    try:
+        store = open_store(database)
+        try:
+            check_integrity(store)
+        finally:
+            store.close()
+    except DatabaseError as error:
+        if error.details.get("whole"):
+            raise
+        return
+    raise ConflictError(f"the database {database} is there and can be used", hint="volctl doctor looks for differences")
+
+
+def _check_idle(locks: Path) -> None:
+    directory = LockDirectory(locks, keep_owner)
+    for path in locks.iterdir():
+        if (held := directory.try_acquire({path.name: "exclusive"})) is None:
+            raise LockedError(f"volume {path.name} is being worked on by a command of the lost database")
+        held.close()
+
+
+def _owner(config: Config, where: Places) -> str:
+    """The one database whose objects the configured backends hold."""
+    backends = Backends(config, "", where.state)
+    owners = {backend.name: owner for backend in config.backends if (owner := backends.owner(backend.name))}
+    if not owners:
+        raise NotFoundError("no configured backend holds anything of a database", hint="see `volctl config show`")
+    if len(set(owners.values())) > 1:
+        said = "; ".join(f"{name}: {owner}" for name, owner in owners.items())
+        raise ConflictError(f"the backends hold objects of several databases ({said})", hint="configure those of one")
+    return next(iter(owners.values()))
+
+
+def _fill(store: Store, config: Config, where: Places, rows: _Rows) -> None:
+    backends = Backends(config, store.uuid, where.state, store)
+    for backend_config, backend in backends.all():
+        if problem := next((problem for problem in backend.check() if problem.fatal), None):
+            hint = "make it usable, or take it out of the configuration"
+            raise BackendError(f"backend {backend.name} cannot be read: {problem.message}", hint=hint)
+        backend.restore()
+        rows.look(backend, backend_config.availability_zone)
+    rows.stand_in()
+    with store.write() as tx:
+        rows.insert(tx)
+
+
+@dataclass(slots=True)
+class _Rows:
+    """Rows as they are made again."""
+
+    types: dict[str, Json] = field(default_factory=dict)
+    volumes: dict[str, Json] = field(default_factory=dict)
+    snapshots: dict[str, Json] = field(default_factory=dict)
+    told: list[Finding] = field(default_factory=list)
+    _names: set[tuple[str, str, str]] = field(default_factory=set)
+
+    def look(self, backend: Backend, zone: str) -> None:
+        listing = backend.listing()
+        sizes = {target: info.size for target, info in listing.objects.items()}
+        for target in backend.described():
+            if target.kind == "image" or target not in sizes:
+                continue
+            made = self.volumes if target.kind == "volume" else self.snapshots
+            if target.id in made:
+                self._tell(target, made[target.id], backend.name, "it is on another backend, too; that one counts")
+                continue
+            about = _checked(target)
+            row = self._common(target, about, sizes[target], backend.name)
+            if target.kind == "volume":
+                row |= _of_volume(about, backend.name, zone, listing.devices.get(target))
+            else:
+                row |= _of_snapshot(about)
+                row["backend"] = backend.name
+            made[target.id] = row
+
+    def _common(self, target: Object, about: Json, size: int, backend: str) -> Json:
+        time, whole = about.get("created_at") or now(), target.about is not None
+        row: Json = {
+            "id": target.id,
+            "name": about.get("name"),
+            "project": about.get("project") or "default",
+            "description": about.get("description"),
+            "size": size,
+            "status": Status.AVAILABLE if whole else Status.ERROR,
+            "fault": None if whole else {"code": "backend", "message": UNTOLD},
+            "type": self._type(about),
+            "bootable": bool(about.get("bootable")),
+            "properties": about.get("properties") or {},
+            "created_at": time,
+        }
+        problem = None if whole else UNTOLD
+        if (name := row["name"]) and (taken := (target.kind, row["project"], name)) in self._names:
+            row["name"], problem = None, f"another has its name {name!r}"
+        elif name:
+            self._names.add(taken)
+        self._tell(target, row, backend, problem)
+        return row
+
+    def _tell(self, target: Object, row: Json, backend: str, problem: str | None) -> None:
+        said = problem or "made again"
+        self.told.append(Finding("rebuilt", target.name, target.id, row["name"], backend, said, None, fixed=True))
+
+    def _type(self, about: Json) -> str | None:
+        if (name := about.get("type")) is None:
+            return None
+        specs, description, created_at = about.get("specs") or [{}, None, None]
+        row = {"name": name, "specs": specs, "description": description, "created_at": created_at or now()}
+        self.types.setdefault(name, row)
+        return str(name)
+
+    def stand_in(self) -> None:
+        """A snapshot keeps its content also when its volume is gone: a row in `error` takes its place."""
+        for snapshot in self.snapshots.values():
+            backend = snapshot.pop("backend")
+            if (volume_id := snapshot["volume_id"]) in self.volumes:
+                continue
+            target = Object("volume", volume_id)
+            row = self._common(target, {"project": snapshot["project"]}, snapshot["size"], backend)
+            row["fault"] = {"code": "backend", "message": f"{target.name} is not on any backend"}
+            self.volumes[volume_id] = row | _of_volume({}, backend, None, None)
+
+    def insert(self, tx: Connection) -> None:
+        request = str(uuid.uuid4())
+        for row in self.types.values():
+            types.restore(tx, row)
+        for noun, rows in (("volume", self.volumes), ("snapshot", self.snapshots)):
+            for row in rows.values():
+                if noun == "volume":
+                    volumes.insert_row(tx, _with_times(row))
+                else:
+                    snapshots.insert_row(tx, row)
+                events.add(tx, f"{noun}.status", row["id"], request, {"from": None, "to": row["status"]})
+
+
+def _with_times(row: Json) -> Json:
+    if row["attachments"] and row["status"] is Status.AVAILABLE:
+        row["status"] = Status.IN_USE
+    return row | {"available_at": row["created_at"], "updated_at": row["created_at"]}
+
+
+def _of_volume(about: Json, backend: str, zone: str | None, device: Attached | None) -> Json:
+    kind, source = SourceKind(about.get("source_kind", SourceKind.BLANK)), about.get("source_id")
+    of_file = about.get("source_name") if kind is SourceKind.IMAGE else None
+    there = {"device": device.device, "read_only": device.read_only, "attached_at": now()} if device else {}
+    return {
+        "backend": backend,
+        "availability_zone": about.get("availability_zone") or zone,
+        "protected": bool(about.get("protected")),
+        "source_kind": kind,
+        "source_id": source,
+        "source_name": about.get("source_name"),
+        "tree": about.get("tree"),
+        "attachments": [there | {"sector_size": device.sector_size}] if device else [],
+        "requested": {"size": None, "type": about.get("type"), "source": [kind, source or of_file]},
+    }
+
+
+def _of_snapshot(about: Json) -> Json:
+    return {"volume_id": about.get("volume_id"), "volume_properties": about.get("volume_properties") or {}}
+
+
+_TEXTS = (
+    "name", "project", "description", "type", "availability_zone", "source_kind", "source_id", "source_name",
+    "created_at", "tree", "volume_id",
+)  # fmt: skip
+
+
+def _checked(target: Object) -> Json:
+    """What an object carries, without what is not of its kind: anybody may have written there."""
+    about = dict(target.about or {})
+    for key in _TEXTS:
+        if not isinstance(about.get(key), str):
+            about.pop(key, None)
+    for key in ("name", "project", "type"):
+        if key in about and not _is_name(about[key]):
+            del about[key]
+    for key in ("properties", "volume_properties"):
+        if not _is_texts(about.get(key)):
+            about.pop(key, None)
+    if about.get("source_kind") not in {*SourceKind}:
+        about.pop("source_kind", None)
+    specs = about.get("specs")
+    if not (isinstance(specs, list) and len(specs) == 3 and _is_texts(specs[0])):
+        about.pop("specs", None)
+    return about
+
+
+def _is_name(text: str) -> bool:
+    try:
+        return check_name(text) == text
+    except ValueError:
+        return False
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(part, str) for pair in value.items() for part in pair)
