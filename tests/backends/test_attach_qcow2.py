@@ -71,6 +71,30 @@ class TestQcow2(OnRows, Attaching):
         assert [seen[each][:4] for each in (snapshot, clone, volume)] == [b"then", b"now!", b"now!"]
         assert not any(seen[clone][4:]) and seen[volume][MiB : MiB + 5] == b"later" and not any(seen[snapshot][4:])
 
+    def test_a_snapshot_of_an_attached_volume_is_undone_from_any_step(self, pool: Backend, volume: Object) -> None:
+        device, steps, written = pool.attach(volume, read_only=False), 0, dict[int, bytes]()
+        killed = True
+        while killed:
+            snapshot = new("snap")
+            killed = self.killed_at(steps, pool, lambda pool, to=snapshot: pool.snapshot(volume, to))  # type: ignore[misc]
+            written[steps * 512] = b"%08d" % steps
+            put(device, steps * 512, written[steps * 512])
+            if not killed:
+                assert (b"%08d" % steps) not in qcow2_files.read(pool.path(snapshot))
+            pool.delete_snapshot(volume, snapshot)
+            if steps % 3 == 2:
+                pool.detach(volume)
+                self.has(pool, volume, written)
+                device = pool.attach(volume, read_only=False)
+            steps += 1
+        pool.detach(volume)
+        self.has(pool, volume, written)
+        assert steps > 12 and layers_in(pool.path(volume).parent) == []
+
+    def has(self, pool: Backend, volume: Object, written: dict[int, bytes]) -> None:
+        content = qcow2_files.read(pool.path(volume))
+        assert {at: content[at : at + 8] for at in written} == written
+
     def test_what_could_not_be_merged_while_attached_is_merged_at_the_end(self, pool: Backend, volume: Object) -> None:
         device, snapshot = pool.attach(volume, read_only=False), new("snap")
         put(device, 0, b"then")

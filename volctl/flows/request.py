@@ -167,16 +167,23 @@ def _clone(env: Context, state: CreateState, request: CreateRequest, volume: Vol
     state.source_backend = volume.backend
     stays = request.backend in (None, volume.backend) and backend.capabilities.constant_time_clone
     snapshot = state.kind is SourceKind.SNAPSHOT
-    if not (stays or snapshot):
-        check_still(env, volume)
+    if not snapshot:
+        check_still(env, volume, stays=stays)
     source = Object("snap", state.source["id"]) if snapshot else Object("volume", volume.id)
     found = None if stays else backend.inspect(source)
     state.physical = found.allocated if found else 0
 
 
-def check_still(env: Context, volume: Volume) -> None:
-    """`ConflictError` if somebody may write to the volume while it is copied."""
-    holders = env.backends.get(volume.backend).holders(Object("volume", volume.id))
+def check_still(env: Context, volume: Volume, *, stays: bool) -> None:
+    """`ConflictError` if somebody may write to the volume while it is copied.
+
+    Where it `stays` it is cloned in no time, whoever writes; but who has shared layers open must be told
+    of the clone, and only our own device can be.
+    """
+    backend = env.backends.get(volume.backend)
+    if stays and (volume.status is Status.IN_USE or not backend.capabilities.shared_layers):
+        return
+    holders = backend.holders(Object("volume", volume.id))
     if volume.status is Status.IN_USE or holders:
         by = f" by {', '.join(holders)}" if holders else ""
         raise ConflictError(

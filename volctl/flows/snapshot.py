@@ -59,8 +59,7 @@ class CheckSnapshotTask(SnapshotTask):
             volume = volumes.get(tx, state.volume_id)
         if volume.status not in (Status.AVAILABLE, Status.IN_USE):
             raise ConflictError(f"volume {volume.label} is {volume.status}, not available", volume=volume.id)
-        if not env.backends.get(volume.backend).capabilities.constant_time_clone:
-            check_still(env, volume)
+        check_still(env, volume, stays=env.backends.get(volume.backend).capabilities.constant_time_clone)
         state.size, state.type, state.backend = volume.size, volume.type, volume.backend
         state.bootable, state.volume_properties = volume.bootable, volume.properties
 

@@ -191,7 +191,7 @@ class Layers:
             self.place.remove(name)
             self._forget(name)
         elif len(above) == 1 and not self._held(name) and not self._held(above[0]):
-            with suppress(NoSpaceError):  # to delete something must not need room: it stays, hidden
+            with suppress(NoSpaceError, InUseError):  # to delete something must need neither: it stays, hidden
                 self._merge(above[0], name)
 
     def collect_below(self, name: str) -> None:
@@ -200,8 +200,8 @@ class Layers:
             below = self.below(name)
         except BackendError:
             return
-        if below:
-            self.collect(below[0])
+        for parent in below:
+            self.collect(parent)
 
     def _unfreeze(self, volume: str, frozen: str) -> None:
         """A freeze that did not come to its end: the layer is still the volume itself."""
