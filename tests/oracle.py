@@ -37,6 +37,7 @@ RESTING = {
     "snapshots": {"available", "error", "error_deleting"},
 }
 IMAGE_RESTING = {"available", "error", "error_deleting"}
+TABLES = ("volumes", "snapshots", "images", "parts", "cached_images", "reservations", "flows", "journal", "events")
 ENDED = {"done", "undone", "abandoned"}
 
 
@@ -89,8 +90,7 @@ def load(state: Path) -> dict[str, list[Row]]:
         connection.row_factory = sqlite3.Row
         (intact,) = connection.execute("PRAGMA integrity_check").fetchone()
         assert intact == "ok", intact
-        names = ("volumes", "snapshots", "images", "cached_images", "reservations", "flows", "journal", "events")
-        tables = {name: [_decoded(row) for row in connection.execute(f"SELECT * FROM {name}")] for name in names}
+        tables = {name: [_decoded(row) for row in connection.execute(f"SELECT * FROM {name}")] for name in TABLES}
         tables["dangling"] = [dict(row) for row in connection.execute("PRAGMA foreign_key_check")]
     connection.close()
     return tables
@@ -143,7 +143,7 @@ def _objects(world: World, tables: dict[str, list[Row]]) -> Iterator[str]:
             yield from _beside_something(world.pools[pool], name)
         else:
             yield from _may_be_there(world, pool, name, rows)
-    yield from _images(world, tables["images"])
+    yield from _images(world, tables["images"], {f"{row['id']}.part" for row in tables["parts"]})
 
 
 def backend_of(snapshot: Row, volumes: dict[str, Row]) -> str | None:
@@ -266,13 +266,16 @@ def _first_difference(found: bytes, wanted: bytes) -> int:
     return next(same, len(found))
 
 
-def _images(world: World, rows: list[Row]) -> Iterator[str]:
+def _images(world: World, rows: list[Row], parts: set[str]) -> Iterator[str]:
     store = world.state / "images"
     owned = {row["id"]: row for row in rows if row["owned"]}
     yield from (f"image {row['name']} is {row['status']}" for row in rows if row["status"] not in IMAGE_RESTING)
     whole = {name: row for name, row in owned.items() if row["status"] == "available"}
     there = set(os.listdir(store)) if store.is_dir() else set()
-    for name in sorted(there - owned.keys()):
+    for name in sorted(parts):
+        if name not in there or not os.path.getsize(store / name):
+            yield f"images/{name} has a row, and nothing of it was fetched"
+    for name in sorted(there - owned.keys() - parts):
         yield f"images/{name} has no row"
     for name in sorted(whole.keys() - there):
         yield f"image {owned[name]['name']} has no file"

@@ -37,6 +37,7 @@ PACKAGES = {
     "qemu-storage-daemon": "qemu-system-common",
     "losetup": "util-linux",
     "lvm": "lvm2",
+    "gpgv": "gpgv",
     "thin_check": "thin-provisioning-tools",
 }
 ENVIRONMENT = {"LC_ALL": "C", "PATH": os.defpath, "LVM_SUPPRESS_FD_WARNINGS": "1"}

@@ -16,8 +16,9 @@ from volctl.errors import AccessError, ConfigError
 from volctl.model import Json, check_name
 
 DEFAULT_ZONE = "local"
-_IMAGES = {"max_gigabytes": 100}
-"""The largest file that is fetched, or that a packed one may become, in GiB."""
+_IMAGES = {"max_gigabytes": 100, "fetch_attempts": 5, "fetch_timeout": 30}
+"""The largest file that is fetched, or that a packed one may become, in GiB; tries in which nothing
+came; seconds in which nothing comes."""
 DEFAULT_FILTERS = ("AvailabilityZoneFilter", "CapacityFilter", "CapabilitiesFilter", "DriverFilter")
 
 

@@ -125,7 +125,8 @@ class Snapshot(_Labelled):
 class Image(_Labelled):
     """A registered image. `size` is the file's length, `virtual_size` the guest disk's, in bytes.
 
-    `location` is an absolute path or `volume:ID`. `sha256` is null until somebody asked for it.
+    `location` is an absolute path or `volume:ID`, `origin` the URL that it was fetched from. `sha256` is
+    null until somebody asked for it; of what was packed it is the packed file's.
     """
 
     id: str
@@ -139,6 +140,7 @@ class Image(_Labelled):
     properties: dict[str, str]
     status: str
     created_at: str
+    origin: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +190,8 @@ class VolumeDetails(Volume):
 class CreateRequest:
     """A create as the user wrote it; `volctl.flows.request` makes sense of the texts.
 
-    `size` as `parse_size` takes it, `hints` as `same-backend=REF`, `properties` as `KEY=VALUE`.
+    `size` as `parse_size` takes it, `hints` as `same-backend=REF`, `properties` as `KEY=VALUE`. Files and
+    URLs that `checksum` and `signature` name are read by the service, into `checksum` and `signed`.
     """
 
     name: str | None = None
@@ -198,6 +201,9 @@ class CreateRequest:
     from_volume: str | None = None
     image_format: str = "auto"
     checksum: str | None = None
+    signature: str | None = None
+    keyring: str | None = None
+    signed: Json | None = None
     allow_device: bool = False
     type: str | None = None
     backend: str | None = None
@@ -385,15 +391,3 @@ def check_name(name: str) -> str:
 
 def is_uuid(text: str) -> bool:
     return _UUID.fullmatch(text) is not None
-
-
-def check_text(text: str, what: str, limit: int = 255, least: int = 0) -> str:
-    """User text for a description or a property; ValueError for control and unassigned characters."""
-    import unicodedata
-
-    if not least <= len(text) <= limit:
-        raise ValueError(f"{what} has {len(text)} characters; allowed are {least} to {limit}")
-    for position, char in enumerate(text, 1):
-        if unicodedata.category(char) in ("Cc", "Cs", "Cn", "Zl", "Zp"):
-            raise ValueError(f"{what} has a forbidden character U+{ord(char):04X} at position {position}")
-    return text

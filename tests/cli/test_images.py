@@ -15,7 +15,7 @@ from tests.cli.conftest import Cli, GiB, MiB, make_image, zeros
 CONTENT = bytes(range(256)) * 4096
 FIELDS = [
     "id", "name", "location", "format", "size", "virtual_size", "sha256", "min_disk", "properties", "status",
-    "created_at",
+    "created_at", "origin",
 ]  # fmt: skip
 
 
@@ -44,7 +44,7 @@ def test_in_place(cli: Cli) -> None:
     assert added | {"id": "", "created_at": ""} == {
         "id": "", "name": "i", "location": str(image), "format": "qcow2", "size": image.stat().st_size,
         "virtual_size": 4 * MiB, "sha256": digest, "min_disk": 8 * MiB, "properties": {"os": "x"},
-        "status": "available", "created_at": "",
+        "status": "available", "created_at": "", "origin": None,
     }  # fmt: skip
     assert cli.json("image", "list") == [added]
     assert cli.json("image", "show", "i") == added

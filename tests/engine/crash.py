@@ -20,6 +20,7 @@ import pytest
 from tests import oracle, qcow2_files
 from tests.conftest import REPO
 from tests.oracle import Content
+from tests.web import serving
 
 MiB = 1024**2
 KILLED = -9
@@ -96,6 +97,8 @@ class Rig:
     options: str = ""
     place: Path | None = None
     path: str | None = None
+    page: str = ""
+    """The URL of the image, where there is a server."""
 
     @property
     def state(self) -> Path:
@@ -106,10 +109,10 @@ class Rig:
         return {name: self.root / name for name in self.names}
 
     def words(self, line: str) -> list[str]:
-        """A command line; QCOW2 and RAW in it are the images' files, ROOT the world's directory."""
+        """A command line; QCOW2 and RAW in it are the images' files, URL one of them, ROOT the world's directory."""
         source = self.contents["image"].source
         assert source is not None
-        places = {"QCOW2": source.with_name("disk.qcow2"), "RAW": source, "ROOT": self.root}
+        places = {"QCOW2": source.with_name("disk.qcow2"), "RAW": source, "ROOT": self.root, "URL": self.page}
         for word, path in places.items():
             line = line.replace(word, str(path))
         return line.split()
@@ -311,7 +314,7 @@ def _write_images(directory: Path) -> None:
 
 @pytest.fixture(scope="session")
 def zygote() -> Iterator[Zygote]:
-    made = Zygote()
+    made = Zygote("urllib3")
     yield made
     made.close()
 
@@ -324,8 +327,10 @@ def empty_world(zygote: Zygote) -> Iterator[Rig]:
 
 @pytest.fixture(scope="session")
 def world(zygote: Zygote) -> Iterator[Rig]:
-    with furnished(zygote) as rig:
-        yield rig
+    with furnished(zygote) as rig, serving() as web:
+        image = rig.contents["image"].source
+        assert image is not None
+        yield replace(rig, page=web.put("/disk.raw", image.read_bytes()))
 
 
 @pytest.fixture(scope="session")

@@ -160,6 +160,16 @@ def image_added(rig: Rig, died: Ended, whole: Ended) -> str | None:
     return None if there == done else f"after {died.commits} of {whole.commits} commits the image is there: {there}"
 
 
+def fetched_and_made(rig: Rig, died: Ended, whole: Ended) -> str | None:
+    """Nothing, a failed volume, or all of it; and the same command succeeds whatever is left to go on with."""
+    row = rig.volume("v")
+    if row and row["status"] != ("available" if died.commits == whole.commits else "error"):
+        return f"{row['status']} after {died.commits} of {whole.commits} commits"
+    again = rig.run("create", "again", "--from-image", rig.page, "--size", "3M")
+    found = rig.check(again=rig.contents["image"], v=rig.contents["image"])
+    return f"again: exit {again.status}, {again.err}, {found}" if again.status or found else None
+
+
 def image_deleted(rig: Rig, died: Ended, whole: Ended) -> str | None:
     there = bool(oracle.load(rig.state)["images"])
     return None if there == (died.commits == 0) else f"after {died.commits} commits the image is there: {there}"
@@ -217,6 +227,7 @@ CASES = {
     "from-volume": Case("create v --from-volume src", made, 15, reads_as={"v": "src"}),
     "from-image": Case("create v --from-image QCOW2 --size 3M", made, 15, reads_as={"v": "image"}),
     "from-registered": Case("create v --from-image registered", made, 15, reads_as={"v": "image"}),
+    "from-url": Case("create v --from-image URL --size 3M", fetched_and_made, 40, reads_as={"v": "image"}),
     "across": Case("create v --from-snapshot snap --backend b --size 3M", made, 15, reads_as={"v": "then"}),
     "rescheduled": Case("create v --size 3M", made_elsewhere, 28, a_fails),
     "failed": Case("create v --size 3M", failed, 42, both_fail, status=8),

@@ -25,6 +25,7 @@ OTHERS = {
     "volume_attach": "attach src",
     "volume_detach": "detach src",
     "image_add": "image add i IMAGE --copy",
+    "image_fetch": "image add i URL",
     "image_save": "image save src SAVED",
     "image_delete": "image delete registered -y",
 }
@@ -108,7 +109,8 @@ def assert_clean(rig: Rig) -> None:
 
 def _words(rig: Rig, flow: str) -> list[str]:
     source = rig.contents["image"].source
-    return OTHERS[flow].replace("IMAGE", str(source)).replace("SAVED", str(rig.root / "saved")).split()
+    places = {"IMAGE": source, "SAVED": rig.root / "saved", "URL": rig.page}
+    return [str(places.get(word, word)) for word in OTHERS[flow].split()]
 
 
 def _src(rig: Rig) -> oracle.Content:

@@ -18,7 +18,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 # Where any failure at all must be caught: to tell it as a sentence, or to go on undoing.
 CATCHES_ALL = {"volctl/cli/__init__.py", "volctl/engine/run.py"}
-COSTLY = ("asyncio", "oslo_utils", "pyudev", "rich", "sh", "sqlalchemy")
+COSTLY = ("asyncio", "oslo_utils", "pyudev", "rich", "sh", "sqlalchemy", "urllib3")
 
 
 def nodes(path: Path) -> Iterator[ast.AST]:

@@ -34,6 +34,8 @@ def create(
     from_volume: words.FromVolume = None,
     image_format: words.ImageFormat = "auto",
     checksum: words.Checksum = None,
+    signature: words.Signature = None,
+    keyring: words.Keyring = None,
     allow_device: words.AllowDevice = False,
     type: words.Type = None,
     backend: words.Backend = None,
@@ -50,9 +52,7 @@ def create(
     """Create a volume, or several."""
     from volctl.model import CreateRequest
 
-    many = whole(count, "--count") or 1
-    if many > MOST:
-        raise UsageError(f"--count takes at most {MOST}, not {many}")
+    many = counted(count)
     wanted = CreateRequest(
         name=name,
         size=size,
@@ -61,6 +61,8 @@ def create(
         from_volume=from_volume,
         image_format=image_format,
         checksum=checksum,
+        signature=signature,
+        keyring=keyring,
         allow_device=allow_device,
         type=type,
         backend=backend,
@@ -72,6 +74,13 @@ def create(
         max_attempts=whole(max_attempts, "--max-attempts"),
     )
     explained(ctx, wanted, many) if dry_run else created(ctx, wanted, many, attach)
+
+
+def counted(count: str | None) -> int:
+    many = whole(count, "--count") or 1
+    if many > MOST:
+        raise UsageError(f"--count takes at most {MOST}, not {many}")
+    return many
 
 
 @verb(app, "explain")

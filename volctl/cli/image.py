@@ -24,10 +24,12 @@ CHECKED = ("path", "format", "virtual_size", "size", "data_size", "sha256", "pac
 @verb(app, "add")
 def add(
     ctx: typer.Context,
-    what: Annotated[list[str], typer.Argument(metavar="[NAME] LOCATION", help="A file, or volume:REF")],
+    what: Annotated[list[str], typer.Argument(metavar="[NAME] LOCATION", help="A file, a URL, or volume:REF")],
     copy: Annotated[bool, typer.Option("--copy", help="Copy the file into the image store")] = False,
     image_format: words.ImageFormat = "auto",
     checksum: words.Checksum = None,
+    signature: words.Signature = None,
+    keyring: words.Keyring = None,
     min_disk: Annotated[str | None, typer.Option("--min-disk", metavar="SIZE", help="No smaller volumes")] = None,
     property: words.Properties = None,
     allow_device: words.AllowDevice = False,
@@ -44,6 +46,8 @@ def add(
             copy=copy,
             image_format=image_format,
             checksum=checksum,
+            signature=signature,
+            keyring=keyring,
             min_disk=min_disk,
             properties=words.several(property),
             allow_device=allow_device,
@@ -84,13 +88,18 @@ def check(
     path: Annotated[str, typer.Argument(metavar="PATH", help="A file")],
     image_format: words.ImageFormat = "auto",
     checksum: words.Checksum = None,
+    signature: words.Signature = None,
+    keyring: words.Keyring = None,
 ) -> None:
     """Check that a file is a safe and whole image."""
     shown = view(ctx, CHECKED)
     with session(ctx, reads=True) as s:
         from volctl.service import images
 
-        shown.one(images.check(s, path, image_format=image_format, checksum=checksum))
+        found = images.check(
+            s, path, image_format=image_format, checksum=checksum, signature=signature, keyring=keyring
+        )
+        shown.one(found)
 
 
 @verb(app, "refresh")

@@ -73,7 +73,7 @@ class Progress:
         now = time.monotonic()
         if what != self.what or done == 0:
             self.what, self.began, self.drawn = what, now, 0.0
-        if now - self.drawn >= INTERVAL or done >= total:
+        if now - self.drawn >= INTERVAL or done >= total > 0:
             self.drawn = now
             self._draw(bar(what, done, total, now - self.began))
 
@@ -130,8 +130,10 @@ def wrapped(label: str, tasks: list[str], cells: int) -> list[str]:
 
 
 def bar(what: str, done: int, total: int, seconds: float) -> str:
-    """`convert [=====>    ] 45 %  512 MiB of 1.1 GiB  300 MiB/s  2 s left`."""
-    share = min(1.0, done / total) if total > 0 else 0.0
+    """`convert [=====>    ] 45 %  512 MiB of 1.1 GiB  300 MiB/s  2 s left`; without a known total what is done."""
+    if total <= 0:
+        return f"{what} {format_size(done)}" + (f"  {format_size(int(done / seconds))}/s" if seconds >= 0.5 else "")
+    share = min(1.0, done / total)
     filled = int(share * BAR)
     drawn = ("=" * filled + ">" * (filled < BAR)).ljust(BAR)
     text = f"{what} [{drawn}] {share:4.0%}  {format_size(done)} of {format_size(total)}"

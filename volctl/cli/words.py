@@ -19,14 +19,22 @@ Keys = Annotated[list[str] | None, typer.Option("--property", metavar="KEY", hel
 Specs = Annotated[list[str] | None, typer.Option("--spec", metavar="K=V", help="An extra spec (repeatable)")]
 Size = Annotated[str | None, typer.Option("--size", metavar="SIZE", help="10 (GiB), 512M, 1.5T, 500MB")]
 FromImage = Annotated[
-    str | None, typer.Option("--from-image", metavar="X", help="A registered image, a file, or volume:REF")
+    str | None, typer.Option("--from-image", metavar="X", help="A registered image, a file, a URL, or volume:REF")
 ]
 FromSnapshot = Annotated[str | None, typer.Option("--from-snapshot", metavar="REF", help="A snapshot")]
 FromVolume = Annotated[str | None, typer.Option("--from-volume", metavar="REF", help="Another volume")]
 ImageFormat = Annotated[
     str, typer.Option("--image-format", metavar="FORMAT", help="auto, raw, qcow2, vmdk, vdi, vhd or vhdx")
 ]
-Checksum = Annotated[str | None, typer.Option("--checksum", metavar="ALGO:HEX", help="sha256:… or sha512:…")]
+Checksum = Annotated[
+    str | None,
+    typer.Option("--checksum", metavar="SUM", help="sha256:HEX or sha512:HEX, or a file or URL that lists it"),
+]
+Signature = Annotated[
+    str | None,
+    typer.Option("--signature", metavar="FILE|URL", help="Of what --checksum lists, else of the image"),
+]
+Keyring = Annotated[str | None, typer.Option("--keyring", metavar="FILE", help="The keys that may have signed it")]
 AllowDevice = Annotated[bool, typer.Option("--allow-device", help="The image may be a block device")]
 Type = Annotated[str | None, typer.Option("--type", metavar="TYPE", help="A volume type")]
 Backend = Annotated[str | None, typer.Option("--backend", metavar="NAME", help="A backend")]

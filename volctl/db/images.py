@@ -9,7 +9,7 @@ from sqlalchemy import Connection, RowMapping, delete, insert, select, update
 from volctl.db.tables import images
 from volctl.model import Image, Json
 
-_INTERNAL = {"identity", "owned"}
+_INTERNAL = {"identity", "owned", "mark", "packed", "used_at"}
 _COLUMNS = [column for column in images.c if column.name not in _INTERNAL]
 
 
@@ -28,9 +28,9 @@ def find(tx: Connection, image_id: str) -> Image | None:
 
 
 def internals(tx: Connection, image_id: str) -> Json:
-    """`identity` of the file as it was checked, and whether it is our own copy (`owned`)."""
-    row = tx.execute(select(images.c.identity, images.c.owned).where(images.c.id == image_id)).one()
-    return {"identity": row[0], "owned": row[1]}
+    """`identity` of the file as it was checked, whether it is our own copy (`owned`), what had `packed` it."""
+    columns = (images.c.identity, images.c.owned, images.c.packed)
+    return dict(tx.execute(select(*columns).where(images.c.id == image_id)).mappings().one())
 
 
 def by_name(tx: Connection, name: str) -> Image | None:
@@ -51,6 +51,21 @@ def listing(tx: Connection) -> list[Image]:
 def at_location(tx: Connection, location: str) -> list[Image]:
     rows = tx.execute(select(*_COLUMNS).where(images.c.location == location)).mappings()
     return [as_image(row) for row in rows]
+
+
+def fetched_from(tx: Connection, origin: str) -> list[RowMapping]:
+    """Images that were fetched from this URL, newest first: `id`, `name`, `sha256`, `mark`, `packed`, `used_at`."""
+    columns = (images.c.id, images.c.name, images.c.sha256, images.c.mark, images.c.packed, images.c.used_at)
+    query = select(*columns).where(images.c.origin == origin, images.c.status == "available")
+    return list(tx.execute(query.order_by(images.c.created_at.desc())).mappings())
+
+
+def nameless(tx: Connection) -> list[RowMapping]:
+    """What was fetched for a create and nobody gave a name, least recently used first: `id`, `size`, `used_at`."""
+    query = select(images.c.id, images.c.size, images.c.used_at).where(
+        images.c.origin.is_not(None), images.c.name.is_(None), images.c.status == "available"
+    )
+    return list(tx.execute(query.order_by(images.c.used_at)).mappings())
 
 
 def change(tx: Connection, image_id: str, **values: Any) -> None:

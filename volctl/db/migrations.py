@@ -39,6 +39,13 @@ def note_undescribed(connection: Connection) -> None:
         connection.exec_driver_sql(f"UPDATE {table.name} SET undescribed = 1")
 
 
+def fetched_images(connection: Connection) -> None:
+    """Where an image was fetched from, and what is not fetched to its end."""
+    for column in ("origin", "mark", "packed", "used_at"):
+        add_column(connection, tables.images.c[column])
+    tables.parts.create(connection, checkfirst=True)
+
+
 def add_column(connection: Connection, column: Column[Any]) -> None:
     """A column that may be null, unless it is there: `create_tables` makes the present schema whole."""
     table = column.table.name
@@ -59,6 +66,7 @@ MIGRATIONS: list[Callable[[Connection], None]] = [
     share_layers,
     cache_images,
     note_undescribed,
+    fetched_images,
 ]
 VERSION = len(MIGRATIONS)
 

@@ -107,6 +107,23 @@ images = Table(
     # device, inode, size and times of the file as it was checked; `owned`: the file is our copy
     Column("identity", JSON, nullable=False),
     Column("owned", Boolean, nullable=False),
+    # the URL it was fetched from; by what the server knows it again; what had packed it; its last use, by URL
+    Column("origin", String),
+    Column("mark", JSON(none_as_null=True)),
+    Column("packed", String),
+    Column("used_at", String),
+)
+
+# files of the image store that are not yet whole: `ID.part`, which the next command for that URL goes on with
+parts = Table(
+    "parts",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("origin", String, nullable=False, unique=True),
+    Column("mark", JSON, nullable=False),
+    # of the kernel that wrote it: what was written before a power cut may not be what is there
+    Column("boot", String, nullable=False),
+    Column("created_at", String, nullable=False),
 )
 
 # Files of a backend that lie over others: `parent` is the one below, empty for none. While one is being

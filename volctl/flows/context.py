@@ -14,9 +14,11 @@ from volctl.db.chains import StoredChains
 from volctl.db.store import Store
 from volctl.errors import BackendError, ConfigError, DatabaseError, NotFoundError
 from volctl.images import content
+from volctl.images.fetch import Download
 from volctl.images.gate import CheckedImage, Known, open_image
 from volctl.images.packed import Unpacking
-from volctl.model import GiB
+from volctl.images.signatures import Signature
+from volctl.model import GiB, Json
 from volctl.quota import Quota
 
 
@@ -106,6 +108,8 @@ class Context:
     backends: Backends
     progress: Callable[[str, int, int], None] = lambda what, done, total: None
     warn: Callable[[str], None] = lambda line: None
+    downloads: dict[str, Download] = field(default_factory=dict)
+    """What this command fetches, by its URL."""
     _images: dict[tuple[str, str, str | None, bool], CheckedImage] = field(default_factory=dict)
 
     def image(
@@ -114,15 +118,17 @@ class Context:
         declared: str,
         checksum: str | None,
         allow_device: bool,
+        signature: Json | None = None,
         size: int | None = None,
         *,
         cached: bool = False,
     ) -> CheckedImage:
         """Open and check an image once for this command; later users get the same descriptor.
 
-        `size` is that of the volume it is for, in bytes: a packed image may not become much larger.
-        `cached`: a file that the image cache was filled from and that is unchanged need not be looked
-        at again (`CheckedImage.known`); who reads it does not say so, and it is.
+        `signature` is what `Signature` is made of. `size` is that of the volume it is for, in bytes: a
+        packed image may not become much larger. `cached`: a file that the image cache was filled from
+        and that is unchanged need not be looked at again (`CheckedImage.known`); who reads it does not
+        say so, and it is.
         """
         key = (path, declared, checksum, allow_device)
         held = self._images.get(key)
@@ -134,6 +140,7 @@ class Context:
                 allow_device=allow_device,
                 unpacking=self.unpacking(size),
                 known=self._known if cached else None,
+                signature=Signature(**signature) if signature else None,
             )
             self._images[key] = opened
             if held is not None:
@@ -158,6 +165,8 @@ class Context:
         return Quota(project, self.config.quota, not self.config.no_snapshot_gb_quota)
 
     def close(self) -> None:
+        for download in self.downloads.values():
+            download.close()
         for image in self._images.values():
             os.close(image.fd)
         self._images.clear()

@@ -22,9 +22,9 @@ class CreateState:
     """The request spec: what was asked, what was made of it, what was tried. Sizes in bytes.
 
     `about` is what the object is to carry, while it is made; `tree` the volume whose lock its files need,
-    too. `image` holds what opens the image again (path, declared, checksum, allow_device), `content` what
-    its content is called in the image cache, best name first, and `cached` the entry there that the volume
-    was cloned from. `physical` is what the create writes at once. `failures` are attempts: backend, error,
+    too. `image` holds what opens the image again (path, declared, checksum, allow_device, signature), `content`
+    what its content is called in the image cache, best name first, and `cached` the entry there that the
+    volume was cloned from. `physical` is what the create writes at once. `failures` are attempts: backend, error,
     code, exit.
     """
 

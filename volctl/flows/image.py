@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from volctl.db import events, images
+from volctl.db import events, images, parts
 from volctl.engine.run import Run
 from volctl.engine.task import Direction, Flow, Task
 from volctl.errors import ExistsError
@@ -33,6 +33,7 @@ class ImageState:
     size: int | None = None
     virtual_size: int = 0
     sha256: str | None = None
+    packed: str | None = None
     identity: Json = field(default_factory=dict)
 
 
@@ -43,19 +44,23 @@ class ImageTask(Task[Context, ImageState]):
     """A task of the image add flow."""
 
 
+def check_free(tx: Connection, name: str | None) -> None:
+    if name is not None and images.by_name(tx, name):
+        raise ExistsError(f"there is an image {name!r} already", hint="choose another name")
+
+
 class CheckImageTask(ImageTask):
     """Through the gate, before anything else reads a byte."""
 
     def gather(self, run: ImageRun) -> None:
         state = run.state
         with run.env.store.read() as tx:
-            if state.name is not None and images.by_name(tx, state.name):
-                raise ExistsError(f"there is an image {state.name!r} already", hint="choose another name")
+            check_free(tx, state.name)
         if state.opened is None:
             return
         image = run.env.image(**state.opened)
         state.format, state.size, state.virtual_size = image.format, image.file_size, image.virtual_size
-        state.sha256, state.identity = image.sha256, image.identity
+        state.sha256, state.identity, state.packed = image.sha256, image.identity, image.packed
         if image.packed and not state.copy:
             state.copy = True
             run.env.warn(f"{state.location} is packed ({image.packed}): what it holds is kept as our own copy")
@@ -111,12 +116,18 @@ def as_row(state: ImageState) -> Json:
         "created_at": now(),
         "identity": state.identity,
         "owned": state.copy,
+        "packed": state.packed,
     }
 
 
 def stored(env: Context, image_id: str) -> Path:
     """The file of an image in the store."""
     return env.places.images / image_id
+
+
+def part_of(env: Context, image_id: str) -> Path:
+    """What was fetched of it so far."""
+    return env.places.images / f"{image_id}.part"
 
 
 @dataclass(slots=True)
@@ -135,7 +146,7 @@ class ImageDeleteTask(Task[Context, ImageDeleteState]):
 
 
 class DeleteImageFileTask(ImageDeleteTask):
-    """Our own copy goes."""
+    """Our own copy goes, or what of it was fetched."""
 
     def plan(self, run: ImageDeleteRun) -> Json:
         return {"file": run.state.image_id if run.state.owned else None}
@@ -143,6 +154,7 @@ class DeleteImageFileTask(ImageDeleteTask):
     def execute(self, run: ImageDeleteRun) -> None:
         if run.state.owned:
             store.remove(stored(run.env, run.state.image_id))
+            store.remove(part_of(run.env, run.state.image_id))
 
 
 class DeleteImageEntryTask(ImageDeleteTask):
@@ -150,6 +162,7 @@ class DeleteImageEntryTask(ImageDeleteTask):
 
     def record(self, tx: Connection, run: ImageDeleteRun) -> None:
         images.remove(tx, run.state.image_id)
+        parts.remove(tx, run.state.image_id)
         events.add(tx, "image.delete", run.state.image_id, run.request, {})
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from volctl.db import images, snapshots, volumes
 from volctl.errors import AmbiguousError, NotFoundError, UsageError
+from volctl.images import http
 from volctl.model import CreateRequest, Image, Snapshot, Source, SourceKind, Volume
 
 if TYPE_CHECKING:
@@ -70,13 +71,17 @@ def image(tx: Connection, ref: str) -> Image:
 
 @dataclass(frozen=True, slots=True)
 class SourceRef:
-    """What a volume is to be made from. `volume_id` is the volume to lock; `path` an image file."""
+    """What a volume is to be made from. `volume_id` is the volume to lock; `path` an image file.
+
+    An image at a `url` has an id and a path once it is fetched.
+    """
 
     kind: SourceKind
     id: str | None = None
     name: str | None = None
     volume_id: str | None = None
     path: str | None = None
+    url: str | None = None
 
 
 def source(tx: Connection, project: str, request: CreateRequest) -> SourceRef:
@@ -128,7 +133,7 @@ def _snapshot_source(tx: Connection, project: str, ref: str) -> SourceRef:
 
 
 def _image_source(tx: Connection, project: str, text: str) -> SourceRef:
-    """A registered image's name or id, else a path, else `volume:REF`."""
+    """A registered image's name or id, else a path, else a URL, else `volume:REF`."""
     if not text:
         raise UsageError("--from-image needs the name of an image or a path")
     if found := _registered(tx, text):
@@ -138,8 +143,9 @@ def _image_source(tx: Connection, project: str, text: str) -> SourceRef:
         return SourceRef(SourceKind.IMAGE, found.id, found.name, None, found.location)
     if os.path.lexists(text):
         return SourceRef(SourceKind.IMAGE, None, os.path.abspath(text), None, os.path.abspath(text))
-    if text.startswith(("http://", "https://")):
-        raise UsageError(f"{text} cannot be fetched by this version", hint="download it and give the file's path")
+    if http.is_url(text):
+        url = http.check_url(text)
+        return SourceRef(SourceKind.IMAGE, None, url, url=url)
     if text.startswith(VOLUME_SCHEME):
         return _volume_source(tx, project, text.removeprefix(VOLUME_SCHEME))
     if len(candidates := _by_prefix(tx, text)) > 1:

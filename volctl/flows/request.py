@@ -6,16 +6,25 @@ Reads rows and image headers, changes nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from volctl.db import images, snapshots, types, volumes
 from volctl.db.quotas import Usage
-from volctl.errors import ConfigError, ConflictError, ExistsError, ImageUnsafeError, NotFoundError, UsageError
+from volctl.errors import (
+    ChecksumError,
+    ConfigError,
+    ConflictError,
+    ExistsError,
+    ImageUnsafeError,
+    NotFoundError,
+    UsageError,
+)
 from volctl.flows import pools, refs
 from volctl.flows.context import Context
 from volctl.flows.create import CreateState
-from volctl.images import content
-from volctl.images.gate import CheckedImage, check_fits
+from volctl.images import checksums, content
+from volctl.images.gate import CheckedImage, check_disk_fits, check_fits
 from volctl.model import (
     MAX_SIZE,
     CreateRequest,
@@ -27,7 +36,6 @@ from volctl.model import (
     Status,
     Volume,
     check_name,
-    check_text,
     format_size,
     parse_size,
     round_up,
@@ -61,6 +69,18 @@ def properties(pairs: tuple[str, ...] | list[str]) -> dict[str, str]:
     return found
 
 
+def check_text(text: str, what: str, limit: int = 255, least: int = 0) -> str:
+    """User text for a description or a property; ValueError for control and unassigned characters."""
+    import unicodedata
+
+    if not least <= len(text) <= limit:
+        raise ValueError(f"{what} has {len(text)} characters; allowed are {least} to {limit}")
+    for position, char in enumerate(text, 1):
+        if unicodedata.category(char) in ("Cc", "Cs", "Cn", "Zl", "Zp"):
+            raise ValueError(f"{what} has a forbidden character U+{ord(char):04X} at position {position}")
+    return text
+
+
 def checked(text: str, what: str, *, least: int = 0) -> str:
     """User text of at most 255 characters."""
     return usage(lambda value: check_text(value, what, least=least), text)
@@ -76,8 +96,19 @@ def own_words(name: str | None, description_: str | None) -> dict[str, str | Non
     return values if description_ is None else values | {"description": description(description_)}
 
 
-def resolve(env: Context, state: CreateState) -> None:
-    """Fill the request spec, or raise what is wrong with the request."""
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """What is known of an image before it is fetched: its disk's size, and what a copy may write, in bytes."""
+
+    virtual_size: int | None = None
+    physical: int = 0
+
+
+def resolve(env: Context, state: CreateState, ahead: Ahead | None = None) -> None:
+    """Fill the request spec, or raise what is wrong with the request.
+
+    With `ahead`, of an image that is not fetched; its size stays 0 if nobody said one.
+    """
     request = CreateRequest(**state.request)
     _own_words(env, state, request)
     pools.check(env)
@@ -87,11 +118,12 @@ def resolve(env: Context, state: CreateState) -> None:
         state.hints = _hints(tx, state.project, request.hints)
     if volume is not None:
         _clone(env, state, request, volume)
-    image_type, min_disk = _image(env, state, request)
+    image_type, min_disk = _image(env, state, request) if ahead is None else _ahead(state, ahead)
     least = max(least, min_disk)
     with env.store.read() as tx:
         _type(tx, env, state, request.type if request.type is not None else wanted or image_type)
-    _size(state, request, least)
+    if state.size or ahead is None:
+        _size(state, request, least)
     _zone(env, state, request, volume.availability_zone if volume else None)
 
 
@@ -109,9 +141,11 @@ def _own_words(env: Context, state: CreateState, request: CreateRequest) -> None
         state.size = usage(parse_size, request.size)
     elif state.kind is SourceKind.BLANK:
         raise UsageError("a blank volume needs a size", hint="say --size, such as --size 10 for 10 GiB")
-    of_image = request.checksum is not None or request.image_format != "auto" or request.allow_device
+    proof = (request.checksum, request.signature, request.keyring)
+    of_image = any(text is not None for text in proof) or request.image_format != "auto" or request.allow_device
     if of_image and request.from_image is None:
-        raise UsageError("--checksum, --image-format and --allow-device go with --from-image")
+        said = "--checksum, --signature, --keyring, --image-format and --allow-device go with --from-image"
+        raise UsageError(said)
 
 
 def _check_name(tx: Connection, state: CreateState) -> None:
@@ -208,13 +242,40 @@ def _image(env: Context, state: CreateState, request: CreateRequest) -> tuple[st
     declared = request.image_format
     if registered is not None and declared == "auto":
         declared = registered.format
-    state.image = {"path": state.source["path"], "declared": declared, "checksum": request.checksum}
-    state.image["allow_device"] = request.allow_device or registered is not None  # asked for when it was registered
-    image = env.image(**state.image, size=state.size or None, cached=True)
+    checksum = _as_registered(env, registered, request.checksum)
+    state.image = {"path": state.source["path"], "declared": declared, "checksum": checksum}
+    allow_device = request.allow_device or registered is not None  # asked for when it was registered
+    state.image |= {"allow_device": allow_device, "signature": request.signed}
+    image = env.image(**state.image, size=state.size or None, cached=request.signed is None)
     _check_unchanged(env, state, registered, image)
     state.content = _content(image, registered)
     _image_size(state, image, min_disk)
     return wanted, min_disk
+
+
+def _ahead(state: CreateState, ahead: Ahead) -> tuple[str | None, int]:
+    state.bootable, state.physical = True, ahead.physical
+    if not state.size and ahead.virtual_size:
+        state.size = round_up(ahead.virtual_size, MiB)
+    if ahead.virtual_size:
+        check_disk_fits(state.source["url"], ahead.virtual_size, state.size)
+    return None, 0
+
+
+def _as_registered(env: Context, registered: Image | None, checksum: str | None) -> str | None:
+    """What is left to be checked of the file: a checksum is of the packed one, where that is gone."""
+    if registered is None or checksum is None:
+        return checksum
+    with env.store.read() as tx:
+        packed = images.internals(tx, registered.id)["packed"]
+    if not packed:
+        return checksum
+    expected = checksums.parse(checksum)
+    if expected.algorithm != "sha256" or registered.sha256 is None:
+        said = f"image {registered.label} is kept unpacked, and the {expected.algorithm} of the {packed} file unknown"
+        raise ChecksumError(said, hint="add it again with --checksum")
+    checksums.compare(registered.label, expected, registered.sha256)
+    return None
 
 
 def _registered(env: Context, state: CreateState) -> Image | None:
@@ -301,7 +362,7 @@ def _zone(env: Context, state: CreateState, request: CreateRequest, source_zone:
 def wanted(request: CreateRequest, source: refs.SourceRef) -> Json:
     """What `--if-absent` compares: the size, type and source that were asked for."""
     size = None if request.size is None else usage(parse_size, request.size)
-    return {"size": size, "type": request.type, "source": [source.kind, source.id or source.path]}
+    return {"size": size, "type": request.type, "source": [source.kind, source.url or source.id or source.path]}
 
 
 def as_row(state: CreateState) -> Json:

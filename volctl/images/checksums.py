@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from volctl import interrupt
 from volctl.errors import ChecksumError, UsageError
+from volctl.images import http
 from volctl.model import MiB
 
 PIECE = 4 * MiB
@@ -30,23 +32,53 @@ def parse(text: str) -> Checksum:
     return Checksum(*text.lower().split(":"))
 
 
+def is_literal(text: str) -> bool:
+    """Is it a checksum (perhaps a wrong one), and not the name of a file that lists some?"""
+    return _TEXT.fullmatch(text.lower()) is not None or not (os.path.lexists(text) or http.is_url(text))
+
+
 def verify(fd: int, path: str, size: int, expected: Checksum) -> str | None:
     """Hash the file; its sha256 if that was the one asked for. `ChecksumError` names both digests."""
-    digest = _hash(fd, size, expected.algorithm)
+    hashes = Hashes({expected.algorithm})
+    hashes.read(fd, size)
+    compare(path, expected, hashes.digest(expected.algorithm))
+    return hashes.digest("sha256")
+
+
+def compare(path: str, expected: Checksum, digest: str | None) -> None:
+    """`ChecksumError` with both digests unless they are the same."""
     if digest != expected.digest:
         raise ChecksumError(
             f"the {expected.algorithm} of the image {path} is {digest}, not {expected.digest}",
             details={"algorithm": expected.algorithm, "expected": expected.digest, "actual": digest},
         )
-    return digest if expected.algorithm == "sha256" else None
 
 
-def _hash(fd: int, size: int, algorithm: str) -> str:
-    hashed = hashlib.new(algorithm)
-    buffer = memoryview(bytearray(PIECE))
-    offset = 0
-    while offset < size and (count := os.preadv(fd, [buffer], offset)):
-        interrupt.check()
-        hashed.update(buffer[:count])
-        offset += count
-    return hashed.hexdigest()
+class Hashes:
+    """Digests of bytes that come piece by piece, by these algorithms of hashlib."""
+
+    def __init__(self, algorithms: Iterable[str]) -> None:
+        self._algorithms = tuple(algorithms)
+        self.reset()
+
+    def reset(self) -> None:
+        """As if nothing had come."""
+        self._hashes = {name: hashlib.new(name) for name in self._algorithms}
+
+    def update(self, data: bytes | memoryview) -> None:
+        for hashed in self._hashes.values():
+            hashed.update(data)
+
+    def read(self, fd: int, size: int) -> None:
+        """The first `size` bytes of a file."""
+        buffer = memoryview(bytearray(PIECE))
+        offset = 0
+        while offset < size and (count := os.preadv(fd, [buffer[: size - offset]], offset)):
+            interrupt.check()
+            self.update(buffer[:count])
+            offset += count
+
+    def digest(self, algorithm: str) -> str | None:
+        """In lower-case hex; None if that was not asked for."""
+        found = self._hashes.get(algorithm)
+        return found.hexdigest() if found else None

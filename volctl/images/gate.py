@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from volctl.errors import AccessError, ImageError, ImageTooBigError, ImageUnsafeError, NotFoundError, UsageError
-from volctl.images import checksums, packed, safety
+from volctl.images import checksums, packed, safety, signatures
 from volctl.images.formats import QEMU_DRIVER, inspect
 from volctl.images.formats.magic import Magic, identify
 from volctl.images.packed import Unpacking
 from volctl.images.reader import Reader
+from volctl.images.signatures import Signature
 from volctl.model import format_size
 
 ALIASES = {"vpc": "vhd"}
@@ -95,25 +96,30 @@ def open_image(
     allow_device: bool = False,
     unpacking: Unpacking | None = None,
     known: Callable[[dict[str, int]], Known | None] | None = None,
+    signature: Signature | None = None,
+    name: str | None = None,
 ) -> CheckedImage:
     """Open and check the image at `path`; `declared` is its format's name or `auto`.
 
-    `checksum` is `sha256:HEX` or `sha512:HEX`. A packed image is unpacked as `unpacking` says, refused
-    without. What is `known` of a file of that identity is taken instead of another look, if it answers
-    all that is asked. Raises `UsageError` for a wrong argument, `NotFoundError`, `AccessError`,
-    `InUseError` (somebody writes to it), and `ImageError` or one of its kinds for everything that the
-    image itself is guilty of.
+    `name` is what sentences call it instead of its path. `checksum` is `sha256:HEX` or `sha512:HEX`. A
+    packed image is unpacked as `unpacking` says, refused without. What is `known` of a file of that
+    identity is taken instead of another look, if it answers all that is asked. Raises `UsageError` for a
+    wrong argument, `NotFoundError`, `AccessError`, `InUseError` (somebody writes to it), and `ImageError`
+    or one of its kinds for everything that the image itself is guilty of.
     """
     wanted = _declared(declared)
     expected = checksums.parse(checksum) if checksum is not None else None
     path = os.path.abspath(path)
     fd = _open(path)
+    path = name or path
     try:
         size = _size(fd, path, allow_device)
         identity, packer, digest = _identity(os.fstat(fd)), None, None
         if (found := known and known(identity)) and _answers(found, wanted, expected):
             figures = (found.format, found.virtual_size, size, found.data_size, identity, found.sha256, found.packed)
             return CheckedImage(fd, path, *figures, known=True)
+        if signature:
+            signatures.verify(fd, path, signature)
         magic = identify(fd, size)
         if unpacking and magic.format in packed.KINDS:
             packer = magic.format
@@ -152,12 +158,16 @@ def _unpacked(fd: int, path: str, packer: str, how: Unpacking) -> tuple[int, int
 
 def check_fits(image: CheckedImage, size: int) -> None:
     """`ImageTooBigError` with both numbers if the image's disk is larger than `size` bytes."""
-    if image.virtual_size > size:
+    check_disk_fits(image.path, image.virtual_size, size)
+
+
+def check_disk_fits(path: str, virtual_size: int, size: int) -> None:
+    if virtual_size > size:
         raise ImageTooBigError(
-            f"the image {image.path} holds a disk of {image.virtual_size} bytes ({format_size(image.virtual_size)}), "
+            f"the image {path} holds a disk of {virtual_size} bytes ({format_size(virtual_size)}), "
             f"the volume has {size} bytes ({format_size(size)})",
-            hint=f"ask for at least {format_size(image.virtual_size)}",
-            details={"virtual_size": image.virtual_size, "size": size},
+            hint=f"ask for at least {format_size(virtual_size)}",
+            details={"virtual_size": virtual_size, "size": size},
         )
 
 

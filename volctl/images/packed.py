@@ -79,6 +79,15 @@ def unpack_into(target: int, fd: int, path: str, kind: str, how: Unpacking) -> N
     written.end()
 
 
+def beginning(data: bytes, kind: str) -> bytes:
+    """The first 4 KiB of what a file that begins with `data` holds; `ImageCorruptError` if that cannot be read."""
+    decoder, unreadable = _decoder(kind)
+    try:
+        return decoder.decompress(data, 4 * KiB)
+    except unreadable as error:
+        raise ImageCorruptError(f"its {kind} data cannot be read ({error})") from error
+
+
 @dataclass(slots=True)
 class _Source:
     """The packed file, read from its beginning to its end."""

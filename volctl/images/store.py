@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from volctl import files
@@ -27,6 +28,25 @@ def _keep_owner(fd: int, directory: Path) -> None:
     if os.geteuid() == 0:
         owner = directory.stat()
         os.fchown(fd, owner.st_uid, owner.st_gid)
+
+
+@contextmanager
+def opened(target: Path, doing: str) -> Iterator[int]:
+    """Our own file, made if it is not there; durable when the block ends well."""
+    with files.translated(doing):
+        with files.os_open(target, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC) as fd:
+            _keep_owner(fd, target.parent)
+            yield fd
+            os.fsync(fd)
+        _sync(target.parent)
+
+
+def keep(source: Path, target: Path) -> None:
+    """Give a file of the store its final name; done already is success."""
+    with files.translated(f"rename {source}"):
+        if source.exists():
+            source.rename(target)
+        _sync(target.parent)
 
 
 def remove(target: Path) -> None:

@@ -10,11 +10,12 @@ from volctl.db import events, images, volumes
 from volctl.engine.locks import EXCLUSIVE
 from volctl.errors import ConflictError, UsageError
 from volctl.flows import refs, request
-from volctl.flows.image import ImageDeleteState, ImageState
+from volctl.flows.image import ImageDeleteState, ImageState, check_free
 from volctl.flows.save import SaveState
+from volctl.images import http
 from volctl.images.save import FORMATS
 from volctl.model import Image, Json, Source, SourceKind, Status, check_name, parse_size, to_json
-from volctl.service import image_cache
+from volctl.service import fetch, image_cache, proof
 from volctl.service.session import Session
 from volctl.service.volumes import source_lock
 
@@ -27,11 +28,16 @@ def add(
     copy: bool = False,
     image_format: str = "auto",
     checksum: str | None = None,
+    signature: str | None = None,
+    keyring: str | None = None,
     min_disk: str | None = None,
     properties: tuple[str, ...] = (),
     allow_device: bool = False,
 ) -> Image:
-    """Register a file in place, our copy of it, or `volume:REF`. Sizes in bytes."""
+    """Register a file in place, our copy of it, `volume:REF`, or what a URL holds. Sizes in bytes.
+
+    `checksum`, `signature` and `keyring` as `proof.resolve` takes them.
+    """
     image_id = str(uuid.uuid4())
     state = ImageState(
         image_id,
@@ -43,15 +49,40 @@ def add(
     )
     if location.startswith(refs.VOLUME_SCHEME):
         _volume_location(session, state)
-    elif location.startswith(("http://", "https://")):
-        raise UsageError(f"{location} cannot be fetched by this version", hint="download it and give the file's path")
     else:
+        shown = proof.resolve(fetch.policy(session), location, checksum, signature, keyring)
+        if http.is_url(location) and not os.path.lexists(location):
+            return _add_fetched(session, state, fetch.Wanted(http.check_url(location), shown, image_format))
         state.location = os.path.abspath(location)
-        opened: dict[str, Any] = {"path": state.location, "declared": image_format}
-        state.opened = opened | {"checksum": checksum, "allow_device": allow_device}
+        opened: Json = {"path": state.location, "declared": image_format, "checksum": shown.checksum}
+        state.opened = opened | {"allow_device": allow_device, "signature": shown.signature}
+    return _added(session, state)
+
+
+def _added(session: Session, state: ImageState) -> Image:
+    image_id = state.image_id
     with session.locked({image_id: EXCLUSIVE}) as locks:
         session.engine.start("image_add", state, object_id=image_id, locks=locks)
     return show(session, image_id)
+
+
+def _add_fetched(session: Session, state: ImageState, wanted: fetch.Wanted) -> Image:
+    """What was fetched gets the name; a copy of it, if it has one already."""
+    with session.store.read() as tx:
+        check_free(tx, state.name)
+    with fetch.image_of(session, wanted) as found:
+        if found.name is None and state.name is not None:
+            values: Json = {"name": state.name, "min_disk": state.min_disk, "properties": state.properties}
+            with session.store.write() as tx:
+                check_free(tx, state.name)
+                images.change(tx, found.id, **values)
+                events.add(tx, "image.add", found.id, str(uuid.uuid4()), {"location": found.location})
+            return show(session, found.id)
+        if state.name is None:
+            return found
+        state.location, state.copy = found.location, True
+        state.opened = {"path": found.location, "declared": found.format, "checksum": None, "allow_device": False}
+        return _added(session, state)
 
 
 def _volume_location(session: Session, state: ImageState) -> None:
@@ -75,9 +106,18 @@ def show(session: Session, ref: str) -> Image:
         return refs.image(tx, ref)
 
 
-def check(session: Session, path: str, *, image_format: str = "auto", checksum: str | None = None) -> Json:
+def check(
+    session: Session,
+    path: str,
+    *,
+    image_format: str = "auto",
+    checksum: str | None = None,
+    signature: str | None = None,
+    keyring: str | None = None,
+) -> Json:
     """What the gate says of a file; sizes in bytes."""
-    image = session.env.image(os.path.abspath(path), image_format, checksum, False)
+    shown = proof.resolve(fetch.policy(session), path, checksum, signature, keyring)
+    image = session.env.image(os.path.abspath(path), image_format, shown.checksum, False, shown.signature)
     return {
         "path": image.path,
         "format": image.format,
@@ -104,7 +144,8 @@ def refresh(session: Session, ref: str) -> Image:
         was_device = before.get("size") == 0
         image = session.env.image(found.location, "auto", None, was_device)
         values = {"format": image.format, "size": image.file_size, "virtual_size": image.virtual_size}
-        values |= {"sha256": image.sha256, "identity": image.identity}
+        if image.identity != before:  # no longer what was fetched, unpacked or hashed
+            values |= {"identity": image.identity, "sha256": image.sha256, "origin": None, "packed": None}
     with session.store.write() as tx:
         images.change(tx, found.id, status=Status.AVAILABLE, **values)
         events.add(tx, "image.refresh", found.id, str(uuid.uuid4()), {"location": found.location})

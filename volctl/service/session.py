@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from volctl.errors import AccessError, ConfigError, NoSpaceError, TimedOut, Usag
 from volctl.flows import FLOWS, about
 from volctl.flows.context import Backends, Context
 from volctl.flows.request import usage
-from volctl.model import check_name
+from volctl.model import check_name, now
 
 READ_SETTLE = 5.0  # seconds a command that only reads spends on what others left
 LOCK_TIMEOUT = 60.0
@@ -66,6 +66,7 @@ class Session:
     project: str
     lock_timeout: float
     watcher: Watcher
+    began: str = field(default_factory=now)
 
     @property
     def store(self) -> Store:

@@ -36,6 +36,7 @@ from volctl.model import (
     format_size,
     parse_size,
 )
+from volctl.service import sources
 from volctl.service.session import Session
 
 if TYPE_CHECKING:
@@ -61,8 +62,11 @@ def create(session: Session, wanted: CreateRequest) -> Volume:
 
 
 def _create(session: Session, wanted: CreateRequest) -> Volume:
-    with session.store.read() as tx:
-        source = refs.source(tx, session.project, wanted)
+    with sources.found(session, wanted) as (asked, source):
+        return _create_from(session, asked, source)
+
+
+def _create_from(session: Session, wanted: CreateRequest, source: SourceRef) -> Volume:
     volume_id = str(uuid.uuid4())
     names = {volume_id: EXCLUSIVE} | source_lock(session.env, source)
     state = CreateState(volume_id, session.project, asdict(wanted), asdict(source))
@@ -199,10 +203,7 @@ def plan(session: Session, wanted: CreateRequest, count: int = 1) -> Explanation
         if _same(session, wanted, found):
             return show(session, found.id).explanation or Explanation(found.size, found.type, found.backend, ())
         wanted = replace(wanted, name=None)
-    with session.store.read() as tx:
-        source = refs.source(tx, session.project, wanted)
-    state = CreateState("", session.project, asdict(wanted), asdict(source))
-    request.resolve(session.env, state)
+    state = sources.foreseen(session, wanted)
     survey = pools.survey(session.env)
     with session.store.read() as tx:
         request.check_quota(tx, session.env, state, count)

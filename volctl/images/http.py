@@ -1,0 +1,202 @@
+"""One HTTP request at a time: signals and the deadline are heard while a name is looked up or a server is silent.
+
+A request runs in a thread of its own, which this module's callers never see; who waits for it asks
+`interrupt.check`. Redirects are followed here, to http and https only. The certificates are the
+system's, the proxies the environment's (`http_proxy`, `https_proxy`, `all_proxy`, `no_proxy`).
+Source: RFC 9110.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import urljoin, urlsplit
+
+from volctl import interrupt
+from volctl.errors import BackendError, UsageError, VolctlError
+from volctl.model import KiB
+
+if TYPE_CHECKING:
+    import urllib3
+    from urllib3.response import BaseHTTPResponse
+
+SCHEMES = ("http://", "https://")
+REDIRECTS = 10
+PIECE, WAITING = 256 * KiB, 8  # bytes at a time, and pieces that may wait to be taken
+AGENT = "volctl"
+
+
+class Broken(Exception):
+    """The connection failed, or the server could not answer: another try may help, after `pause` seconds."""
+
+    def __init__(self, said: str, pause: float = 0.0) -> None:
+        super().__init__(said)
+        self.pause = pause
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The beginning of an answer; the names of `headers` are in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+
+
+def is_url(text: str) -> bool:
+    return text.lower().startswith(SCHEMES)
+
+
+def check_url(url: str) -> str:
+    """The URL without its fragment; `UsageError` if it cannot be one, or carries a password."""
+    try:
+        parts = urlsplit(url)
+        odd = parts.port == 0 or not parts.hostname or not url.isprintable() or " " in url
+    except ValueError:
+        odd = True
+    if odd:
+        raise UsageError(f"{url!r} is not a URL that can be fetched")
+    if parts.username is not None:
+        raise UsageError("a URL with a user's name or password would be kept and shown; it is not taken")
+    return parts._replace(fragment="").geturl()
+
+
+class Exchange:
+    """A GET under way. `url` is where it was redirected to."""
+
+    def __init__(self, url: str, headers: Mapping[str, str], patience: float) -> None:
+        self.url = url
+        self._headers = {"Accept-Encoding": "identity", "User-Agent": AGENT, **headers}
+        self._patience = patience
+        self._given: queue.Queue[Head | bytes | Exception] = queue.Queue(WAITING)
+        self._left = threading.Event()
+        threading.Thread(target=self._run, daemon=True).start()
+        try:
+            head = self._take()
+        except BaseException:
+            self.close()
+            raise
+        assert isinstance(head, Head)
+        self.head = head
+
+    def pieces(self) -> Iterator[bytes]:
+        """The body as it comes. `Broken` if it does not end as announced, or nothing comes for too long."""
+        while piece := self._take():
+            assert isinstance(piece, bytes)
+            yield piece
+
+    def close(self) -> None:
+        """Leave; the thread ends with its next piece, or when it waited long enough."""
+        self._left.set()
+
+    def _take(self) -> Head | bytes:
+        end = time.monotonic() + self._patience
+        while True:
+            interrupt.check()
+            try:
+                given = self._given.get(timeout=0.1)
+            except queue.Empty:
+                if time.monotonic() > end:
+                    raise Broken(f"nothing came for {self._patience:g} s") from None
+                continue
+            if isinstance(given, Exception):
+                raise given
+            return given
+
+    def _run(self) -> None:
+        from urllib3.exceptions import HTTPError, LocationValueError
+
+        try:
+            self._converse()
+        except (LocationValueError, ValueError) as error:
+            self._give(UsageError(f"{self.url!r} is not a URL that can be fetched: {error}"))
+        except (HTTPError, OSError) as error:
+            self._give(_failure(error))
+        except VolctlError as error:
+            self._give(error)
+
+    def _converse(self) -> None:
+        with _pool(self.url, self._patience) as pool:
+            response = pool.request(
+                "GET", self.url, headers=self._headers, redirect=False, preload_content=False, decode_content=False
+            )
+            headers = {name.lower(): value for name, value in response.headers.items()}
+            self._give(Head(response.status, headers))
+            while not self._left.is_set() and (piece := self._read(response)):
+                self._give(piece)
+            self._give(b"")
+
+    def _read(self, response: BaseHTTPResponse) -> bytes:
+        return response.read1(PIECE, decode_content=False)
+
+    def _give(self, item: Head | bytes | Exception) -> None:
+        while not self._left.is_set():
+            try:
+                self._given.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            return
+
+
+def get(url: str, headers: Mapping[str, str], patience: float) -> Exchange:
+    """Ask for `url` and follow redirects. `patience` is how long nothing may come, in seconds."""
+    for _ in range(REDIRECTS + 1):
+        exchange = Exchange(url, headers, patience)
+        location = exchange.head.headers.get("location")
+        if exchange.head.status not in (301, 302, 303, 307, 308) or location is None:
+            return exchange
+        exchange.close()
+        target = urljoin(url, location)
+        if not is_url(target):
+            raise BackendError(f"{url} redirects to {target!r}, and only http and https are followed")
+        url = target
+    raise BackendError(f"{url} was reached by {REDIRECTS} redirects, and redirects again")
+
+
+def _pool(url: str, patience: float) -> urllib3.PoolManager:
+    from urllib.request import getproxies_environment, proxy_bypass
+
+    import urllib3
+
+    parts = urlsplit(url)
+    timeout = urllib3.Timeout(connect=patience, read=patience)
+    proxies = getproxies_environment()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if not proxy or proxy_bypass(parts.netloc, proxies):
+        return urllib3.PoolManager(retries=False, timeout=timeout)
+    proxy = proxy if "://" in proxy else f"http://{proxy}"
+    if not is_url(proxy):
+        raise UsageError(f"the proxy {urlsplit(proxy).scheme} of the environment is none that volctl can use")
+    return urllib3.ProxyManager(proxy, proxy_headers=_login(proxy), retries=False, timeout=timeout)
+
+
+def _login(proxy: str) -> dict[str, str] | None:
+    from urllib3.util import make_headers
+
+    parts = urlsplit(proxy)
+    if parts.username is None:
+        return None
+    return dict(make_headers(proxy_basic_auth=f"{parts.username}:{parts.password or ''}"))
+
+
+def _failure(error: Exception) -> Exception:
+    """What went wrong in plain words; what another try cannot help is an error of ours."""
+    from urllib3 import exceptions
+
+    if isinstance(error, exceptions.SSLError):
+        hint = "the clock, the system's certificates (package ca-certificates) and the server's name must agree"
+        return BackendError(f"the server is not who it says it is: {error}", hint=hint)
+    if isinstance(error, exceptions.NameResolutionError):
+        return Broken(f"the name of the server cannot be resolved ({_said(error)})")
+    if isinstance(error, exceptions.TimeoutError):
+        return Broken("nothing came in time")
+    return Broken(f"the connection failed: {_said(error)}")
+
+
+def _said(error: Exception) -> str:
+    """urllib3 puts the connection object before what happened, and wraps the error of the system."""
+    cause = error.__cause__ or error
+    return str(getattr(cause, "strerror", None) or str(cause).rpartition(": ")[2] or type(cause).__name__)
