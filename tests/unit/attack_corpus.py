@@ -17,6 +17,8 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+from backports import zstd
+
 from tests.unit import image_corpus as corpus
 from tests.unit.image_corpus import Make, MiB, cut, patch, qemu_img, text
 
@@ -301,6 +303,7 @@ BOMBS: Group = {
     "vmdk of 2^63 sectors": (patched(vmdk, 12, little("Q", 1 << 63)), CORRUPT),
     "gzip bomb": (packed_bomb(gzip.compress), UNSAFE),
     "xz bomb": (packed_bomb(lzma.compress), UNSAFE),
+    "zstd bomb": (packed_bomb(zstd.compress), UNSAFE),
 }
 
 

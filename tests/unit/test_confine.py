@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from tests.unit import image_corpus as corpus
 from volctl import command, confine
 from volctl.backend import Target
 from volctl.confine import Cage
+from volctl.errors import BackendError
 from volctl.files import loopdev
-from volctl.images.convert import copy_image
+from volctl.images.convert import copy_image, make_image
 from volctl.images.gate import open_image
 
 EVIL = r"""#!/usr/bin/python3
@@ -156,6 +158,27 @@ def does_its_work(place: Path) -> None:
     with open_image(str(image)) as checked:
         copy_image(checked, Target(place / "volume", "raw", zeroed=True), lambda done, total: None)
     assert (place / "volume").read_bytes() == disk.read_bytes()
+
+
+def test_a_confined_program_that_lasts_is_ended() -> None:
+    """Signals go in, though none comes out."""
+    began = time.monotonic()
+    with pytest.raises(BackendError, match="did not end within"):
+        command.run("sleep", 60, cage=Cage(), timeout=0.5)
+    assert time.monotonic() - began < 20 and not command.children_left()
+
+
+def test_a_compressing_copy_stays_in_its_memory(tmp_path: Path) -> None:
+    """With clusters of 2 MiB, sixteen at once."""
+    disk = corpus.raw(tmp_path / "disk.raw", 200 * corpus.MiB)
+    image = corpus.convert(disk, tmp_path / "image", "qcow2", "-c", "-o", "cluster_size=2M")
+    with open_image(str(image)) as checked:
+        (tmp_path / "volume").write_bytes(bytes(checked.virtual_size))
+        copy_image(checked, Target(tmp_path / "volume", "raw", zeroed=True), lambda done, total: None)
+    with (tmp_path / "again").open("w+b") as file:
+        source = Target(tmp_path / "volume", "raw", zeroed=False)
+        make_image(source, file.fileno(), "qcow2", lambda done, total: None, compress=True)
+    corpus.qemu_img("compare", "-f", "raw", "-F", "qcow2", disk, tmp_path / "again")
 
 
 def test_where_nobody_wants_it(evil: Path, listening: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from volctl.images.gate import CheckedImage, check_fits
 from volctl.model import MiB
 
 FAST = ("-W", "-m", 16)
-MEMORY = 1024 * MiB  # sixteen requests in flight, with tables of a large qcow2, take a tenth of it
+MEMORY = 2048 * MiB  # the stacks of QEMU's 64 threads alone may be 512 MiB, though hardly any of it is ever touched
 _PERCENT = re.compile(r"\(([0-9.]+)/100%\)")
 
 
