@@ -31,6 +31,7 @@ OURS_IN_A_POOL = {".volctl", "calls", "fail", "stats"}
 """The marker, and what a test itself puts into a pool of the backend `fake`."""
 SIDECAR = ".volctl-"
 """Before an object's name: what it is about, where its own file has no place for that."""
+SERVERS = ("/usr/bin/qemu-storage-daemon", "/usr/bin/qemu-nbd")
 STATE_ENTRIES = {"volctl.db", "volctl.db-wal", "volctl.db-shm", "locks", "images", "volumes"}
 RESTING = {
     "volumes": {"available", "in-use", "error", "error_deleting"},
@@ -404,8 +405,16 @@ def _machine(roots: list[str], attached: Set[str]) -> Iterator[str]:
         if _under(line.split()[4], roots):
             yield f"{line.split()[4]} is still mounted"
     for pid in filter(str.isdigit, os.listdir("/proc")):
-        if int(pid) != os.getpid() and (file := next((f for f in _opened(pid) if _under(f, roots)), "")):
+        if int(pid) == os.getpid() or _serves(pid, attached):
+            continue
+        if file := next((f for f in _opened(pid) if _under(f, roots)), ""):
             yield f"process {pid} ({_read(Path('/proc', pid, 'comm'))}) still has {file}"
+
+
+def _serves(pid: str, attached: Set[str]) -> bool:
+    """Is it the server of an attached volume's device?"""
+    line = _read(Path("/proc", pid, "cmdline"))
+    return line.startswith(SERVERS) and any(f"volume-{id}" in line for id in attached)
 
 
 def _opened(pid: str) -> Iterator[str]:

@@ -28,7 +28,8 @@ def main() -> int:
         share = budget.share(sum(other.weight for other, _ in chosen[number:]), part.weight)
         tally = _run(part, kind, share.limited(wanted.cases or part.cases))
         line = part.line(kind)
-        results[line.key] = report.cells(tally, wanted.seed)
+        if tally.runs or tally.wrong:
+            results[line.key] = report.cells(tally, wanted.seed)
         wrong += len(tally.wrong)
         if wanted.write:
             report.write(LINES, results)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from tests import oracle
 from tests.engine.crash import MiB, Rig, Zygote, furnished
 
 UNCONFINED = "confine_qemu = false\n"  # a qemu-img of ours starts programs, which a cage forbids
@@ -85,17 +87,24 @@ def worlds(kind: str) -> Iterator[Rig]:
 
 @contextmanager
 def another(world: Rig) -> Iterator[Rig]:
-    """A copy of it; devices that a command attached are gone at the end."""
+    """A copy of it; devices that a command attached, and who serves them, are gone at the end."""
     with world.copy() as rig:
         try:
             yield rig
         finally:
+            for row in oracle.load(rig.state)["volumes"]:
+                if row["status"] == "in-use":
+                    rig.run("detach", row["id"])
             detach(rig.root)
 
 
 def detach(root: Path) -> None:
+    """What is left of attachments that nobody knows of any more."""
     for device in devices(root):
         subprocess.run(["losetup", "-d", f"/dev/{device}"], check=False, stderr=subprocess.DEVNULL)
+    for pid in users(root):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def devices(root: Path) -> list[str]:
@@ -129,7 +138,7 @@ def _uses(pid: int, root: Path) -> bool:
 def quiet(root: Path) -> bool:
     """Wait until nobody works there any more; False if somebody goes on for too long."""
     end = time.monotonic() + PATIENCE
-    while users(root):
+    while any(not read(Path(f"/proc/{pid}/cmdline")).startswith(oracle.SERVERS) for pid in users(root)):
         if time.monotonic() > end:
             return False
         time.sleep(0.005)

@@ -6,8 +6,8 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 
 from tests.engine.crash import Ended, Rig
 from tests.torture.core import Budget, Tally, another, quiet, worlds
@@ -22,23 +22,32 @@ def run(kind: str, budget: Budget) -> Tally:
     """One random verb after another, each in a world of its own."""
     tally = Tally()
     with worlds(kind) as world:
-        usual = {line: _usual(world, line) for line in SETTLING}
-        usual |= {verb.argv: _usual(world, verb.argv, verb.prepare) for verb in VERBS.values()}
+        usual = Usual(world)
         while not budget.spent(tally):
             _one(world, budget.random(f"kill {tally.runs}"), usual, tally)
     return tally
 
 
-def _usual(world: Rig, line: str, prepare: Callable[[Rig], object] = lambda rig: None) -> float:
-    """How long it takes when nobody kills it, in seconds."""
-    with another(world) as rig:
-        prepare(rig)
-        begun = time.monotonic()
-        rig.run(*rig.words(line), status=0)
-        return time.monotonic() - begun
+@dataclass(frozen=True, slots=True)
+class Usual:
+    """How long a command line takes when nobody kills it, in seconds; tried when it is first asked for."""
+
+    world: Rig
+    known: dict[str, float] = field(default_factory=dict)
+
+    def __getitem__(self, line: str) -> float:
+        if line not in self.known:
+            with another(self.world) as rig:
+                for verb in VERBS.values():
+                    if verb.argv == line:
+                        verb.prepare(rig)
+                begun = time.monotonic()
+                rig.run(*rig.words(line), status=0)
+                self.known[line] = time.monotonic() - begun
+        return self.known[line]
 
 
-def _one(world: Rig, rng: random.Random, usual: dict[str, float], tally: Tally) -> None:
+def _one(world: Rig, rng: random.Random, usual: Usual, tally: Tally) -> None:
     name = rng.choice(list(VERBS))
     verb = VERBS[name]
     with another(world) as rig:

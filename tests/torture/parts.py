@@ -52,20 +52,27 @@ def suite(*words: str) -> Run:
     return run
 
 
-ALL = ("caching", "loop", "reflink")
+FILES = ("loop", "qcow2")
+ALL = ("caching", "loop", "reflink", "qcow2")
 PARTS = (
-    Part("matrix", "kill -9 at every transaction, outside action and file event", matrix.run, ("fake", "loop"), 2),
+    Part(
+        "matrix",
+        "kill -9 at every transaction, outside action and file event",
+        matrix.run,
+        ("fake", "loop", "qcow2"),
+        2,
+    ),
     Part(
         "syscalls",
         "each changing system call: killed before it, or ENOSPC, EDQUOT, EIO, EINTR",
         syscalls.run,
-        ("loop", "reflink"),
+        ("loop", "reflink", "qcow2"),
         4,
         needs_root=True,
     ),
     Part("kills", "killed or interrupted at a random time, and again while settling", kills.run, ALL, 2, 500),
     Part("mix", "commands of sixteen processes at once, some killed, against a model", mix.run, ALL, 2),
-    Part("full", "full disks: blocks, inodes, at any moment", full.run, ("loop",), 3, needs_root=True),
+    Part("full", "full disks: blocks, inodes, at any moment", full.run, FILES, 3, needs_root=True),
     Part("machine", "steps of a state machine over the service, with deaths and faults", machine.run, ("fake",), 2),
     Part("orphans", "children that outlive or hang, terminals that go, results nobody takes", orphans.run, ("loop",)),
     Part("creates", "concurrent creates, clones, deletes (tests)", suite("tests/cli/test_concurrency.py"), ("loop",)),

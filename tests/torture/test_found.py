@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.engine.crash import Rig
-from tests.torture.core import Budget, Tally, mounted, worlds
+from tests.oracle import Content
+from tests.torture.core import Budget, Tally, another, mounted, worlds
 from tests.torture.full import Shortage, suffered
 from tests.torture.syscalls import found, hurt
 from tests.torture.verbs import VERBS
@@ -53,3 +54,12 @@ def test_no_room(on_loop: Rig, kind: str, what: str, left: int, why: str) -> Non
             on_loop, "create-volume", Shortage(kind, "everything", what, left), mount, Budget(1).random("")
         )
     assert not wrong, "\n".join([why, *wrong])
+
+
+def test_a_layer_that_was_open_when_its_snapshot_went_goes_at_the_detach() -> None:
+    """Also one that lies deeper than the nearest."""
+    made = ("create v --size 2M", "snapshot create v s", "snapshot create v t")
+    with worlds("qcow2") as world, another(world) as rig:
+        for line in (*made, "attach v", "snapshot delete s -y", "detach v"):
+            rig.run(*line.split(), status=0)
+        assert rig.check(t=Content()) == []

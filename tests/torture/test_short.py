@@ -20,6 +20,7 @@ CASES = {
     ("mix", "loop"): 50,
     ("mix", "caching"): 50,
     ("mix", "reflink"): 50,
+    ("mix", "qcow2"): 30,
     ("full", "loop"): 10,
     ("machine", "fake"): 40,
     ("orphans", "loop"): 5,

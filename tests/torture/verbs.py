@@ -44,7 +44,7 @@ def _size(name: str, size: int) -> Check:
 
 
 def _reads(name: str, what: str) -> Check:
-    return lambda rig: oracle.differs(rig.file(name), rig.contents[what]) is None
+    return lambda rig: rig.differs(name, rig.contents[what]) is None
 
 
 def _taken(rig: Rig) -> bool:
