@@ -254,6 +254,26 @@ def test_deleted_pruned_and_kept_within_limits(cli: Cli, web: Web) -> None:
     assert stored(cli) == [kept[0]["id"]]
 
 
+def test_pruned(cli: Cli, web: Web) -> None:
+    """What has a name stays; what was begun and never ended goes with the rest, or after a week."""
+    cli.configure("[images]\nfetch_attempts = 1\n")
+    for name in ("named", "nameless"):
+        cli.volume(name, "--from-image", web.put(f"/{name}", CONTENT))
+    named = cli.json("image", "add", "i", web.url("/named"))["id"]
+    for path in ("/one", "/two"):
+        cli.error(8, "backend", "create", "v", "--from-image", web.put(path, CONTENT, Fault(99, cut=1000)))
+    (first, _) = parts(cli)
+    cli("image", "cache", "prune")
+    assert len(stored(cli)) == 4
+    with closing(sqlite3.connect(cli.state / "volctl.db")) as database, database:
+        database.execute("UPDATE parts SET created_at = '2020' WHERE id = ?", (first,))
+    assert "1 fetched file was deleted" in cli("image", "cache", "prune").err
+    assert len(stored(cli)) == 3 and first not in parts(cli)
+    cli("image", "cache", "prune", "--all")
+    assert stored(cli) == [named] and parts(cli) == []
+    assert cli.file("nameless").read_bytes() == CONTENT
+
+
 def test_a_server_that_is_gone_is_told_with_the_copy_that_is_there(cli: Cli, web: Web) -> None:
     url = web.put("/disk.raw", CONTENT)
     cli.configure("[images]\nfetch_attempts = 1\n")

@@ -36,9 +36,11 @@ def prune(
     backend: words.Backend = None,
     all: Annotated[bool, typer.Option("--all", help="Also what may still be of use")] = False,
 ) -> None:
-    """Delete cached images that are of no use any more; volumes stay as they are."""
+    """Delete cached and fetched images that are of no use any more; volumes and named images stay."""
     shown = view(ctx, FIELDS, COLUMNS)
     with session(ctx) as s:
-        from volctl.service import image_cache
+        from volctl.service import fetch, image_cache
 
         shown.many(image_cache.prune(s, backend=backend, all_=all))
+        if backend is None and (dropped := fetch.prune(s, all_=all)):
+            s.watcher.warn(f"{dropped} fetched {'file was' if dropped == 1 else 'files were'} deleted, too")

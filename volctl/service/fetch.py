@@ -190,22 +190,28 @@ def _drop_old_parts(session: Session, days: float = PART_DAYS) -> int:
     return sum(_drop(session, part["id"], lock_of(part["origin"])) for part in old)
 
 
-def _trim(session: Session) -> None:
+def _trim(session: Session) -> int:
     """Within the limits of `[image_cache]`, least recently used first: only what was fetched for a create."""
     limits = session.env.config.image_cache
     with session.store.read() as tx:
         rows = images.nameless(tx)
-    count, size = len(rows), sum(row["size"] for row in rows)
+    count, size, dropped = len(rows), sum(row["size"] for row in rows), 0
     for row in rows:
-        if count <= limits["max_count"] and size <= limits["max_gigabytes"] * GiB:
-            return
+        if count - dropped <= limits["max_count"] and size <= limits["max_gigabytes"] * GiB:
+            break
         if _drop(session, row["id"], row["id"]):
-            count, size = count - 1, size - row["size"]
+            dropped, size = dropped + 1, size - row["size"]
+    return dropped
 
 
-def prune(session: Session) -> list[str]:
-    """Drop all that was fetched and has no name, and all that was not fetched to its end; the ids of the images."""
+def prune(session: Session, *, all_: bool = False) -> int:
+    """Drop what was fetched for a create and is of no use: above the limits, or never fetched to its end.
+
+    With `all_` whatever has no name and nobody uses. How many files that were.
+    """
+    dropped = _drop_old_parts(session, days=0 if all_ else PART_DAYS)
+    if not all_:
+        return dropped + _trim(session)
     with session.store.read() as tx:
         rows = images.nameless(tx)
-    _drop_old_parts(session, days=0)
-    return [row["id"] for row in rows if _drop(session, row["id"], row["id"])]
+    return dropped + sum(_drop(session, row["id"], row["id"]) for row in rows)
