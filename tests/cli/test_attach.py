@@ -30,6 +30,7 @@ def test_attach_prints_the_device_and_detach_takes_it_away(volctl: Volctl) -> No
         refused = volctl("delete", "v", "--yes", "--json", status=5)
         assert json.loads(refused.err.splitlines()[-1])["error"]["code"] == "in_use"
         assert [row["id"] for row in volctl("attach", "--all", "--json").json()] == [shown["id"]]
+        assert volctl("attach", "--all").out.split()[-4:] == ["v", "in-use", f"{device.strip()},", "read-only"]
     finally:
         volctl("detach", "v")
     assert volctl("detach", "v", "--json").json()["attachments"] == []

@@ -52,7 +52,8 @@ def attach_one(ctx: typer.Context, ref: str, read_only: bool, sector_size: int |
 
 
 def attach_all(ctx: typer.Context) -> None:
-    shown = view(ctx, "Volume", COLUMNS)
+    """Names and devices, which fit a terminal side by side."""
+    shown = view(ctx, "Volume", ("name", "status", "attachments"))
     with session(ctx) as s:
         from volctl.service import attach
 

@@ -58,6 +58,8 @@ def _nested(field: str, value: Any) -> str:
 def _item(item: Any) -> str:
     if isinstance(item, dict) and set(item) == {"backend", "error"}:
         return f"{item['backend']}: {item['error']}"
+    if isinstance(item, dict) and "attached_at" in item:
+        return (item["device"] or "no device") + (", read-only" if item["read_only"] else "")
     if isinstance(item, dict):
         return ", ".join(f"{key}={_scalar(part)}" for key, part in item.items() if part is not None)
     return _scalar(item)
