@@ -400,3 +400,15 @@ def test_a_packed_image_is_unpacked_once(caching: Rig, tmp_path: Path) -> None:
     assert (entry["format"], entry["packed"]) == ("raw", "gzip")
     assert len(calls(caching, "writing")) == 1 and len(calls(caching, "clone")) >= 2
     assert check(caching, "v", "w") == []
+
+
+def test_the_checksum_of_a_packed_image_is_not_that_of_the_file_which_is_kept(caching: Rig, tmp_path: Path) -> None:
+    packed = tmp_path / "disk.qcow2.gz"
+    packed.write_bytes(gzip.compress(Path(caching.qcow2).read_bytes()))
+    checksum = f"sha256:{hashlib.sha256(packed.read_bytes()).hexdigest()}"
+    kept = caching.run("image", "add", "i", str(packed), "--checksum", checksum, "--json", status=0).json()["location"]
+    caching.run("create", "v", "--from-image", "i", "--checksum", checksum, status=0)
+    caching.run("create", "w", "--from-image", kept, "--checksum", checksum, status=7)
+    caching.run("create", "x", "--from-image", kept, status=0)
+    assert len(caching.cached()) == 1
+    assert check(caching, "v", "x") == []

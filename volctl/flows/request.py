@@ -248,7 +248,7 @@ def _image(env: Context, state: CreateState, request: CreateRequest) -> tuple[st
     state.image |= {"allow_device": allow_device, "signature": request.signed}
     image = env.image(**state.image, size=state.size or None, cached=request.signed is None)
     _check_unchanged(env, state, registered, image)
-    state.content = _content(image, registered)
+    state.content = _content(env, image, registered)
     _image_size(state, image, min_disk)
     return wanted, min_disk
 
@@ -303,11 +303,17 @@ def _check_unchanged(env: Context, state: CreateState, registered: Image | None,
         )
 
 
-def _content(image: CheckedImage, registered: Image | None) -> list[str]:
-    """What the content is called in the image cache; nothing for a device, which may change unseen."""
+def _content(env: Context, image: CheckedImage, registered: Image | None) -> list[str]:
+    """What the content is called in the image cache; nothing for a device, which may change unseen.
+
+    The sha256 of an image that was registered packed is not that of the file which is kept.
+    """
     if image.is_device:
         return []
-    digest = image.sha256 or (registered.sha256 if registered else None)
+    digest = image.sha256
+    if digest is None and registered is not None:
+        with env.store.read() as tx:
+            digest = None if images.internals(tx, registered.id)["packed"] else registered.sha256
     return [*([content.of_digest(digest)] if digest else []), content.of_file(image.identity)]
 
 
