@@ -3,6 +3,7 @@
     [[backend]]
     name = "test"
     kind = "fake"
+    hidden = ("calls", "fail", "stats", "device-")
     options = (*_FILES, "capacity", "provisioning", "clone", "clone_locks_source", "granule", "fail", "capabilities")
     directory = "/tmp/pool"       # absolute; `volctl backend init test` puts the marker there
     capacity = 1099511627776      # bytes; what does not fit is refused as NoSpaceError
@@ -56,6 +57,7 @@ _FILES = ("directory", "owner", "group", "mode", "sync")
 
 class Fake(Shelf):
     kind = "fake"
+    hidden = ("calls", "fail", "stats", "device-")
     options = (*_FILES, "capacity", "provisioning", "clone", "clone_locks_source", "granule", "fail", "capabilities")
 
     def __init__(self, setup: Setup) -> None:

@@ -30,9 +30,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from volctl import udev
+from volctl.adoption import Adoption
 from volctl.backend import Attached, Backend, Capabilities, Info, Listing, Problem, Progress, Setup, Stats, Target
 from volctl.errors import BackendError, ExistsError, NoSpaceError, VolctlError
 from volctl.lvm import about, blocks, devices, look, placement, prepare, thick
+from volctl.lvm.adopt import LvAdoption
 from volctl.lvm.commands import Group
 from volctl.lvm.group import Change, Session, owner
 from volctl.lvm.report import LogicalVolume, VolumeGroup
@@ -252,7 +254,6 @@ class Lvm(Backend):
         self._vg.flush()  # also when all are gone: whoever removed them may have died before this
 
     def inspect(self, target: Object) -> Info | None:
-        """Of an inactive thin LV nobody knows what it takes; its size is the most that it can be."""
         lv = self._vg.see().lv(target.name)
         return look.info(lv) if lv and self._vg.mine(lv) else None
 
@@ -274,6 +275,9 @@ class Lvm(Backend):
 
     def described(self) -> list[Object]:
         return look.described(self._vg, self._vg.see())
+
+    def adopting(self) -> Adoption:
+        return LvAdoption(self._vg, self._pool)
 
     def clear(self, leftover: str) -> None:
         self._vg.remove(leftover, self._vg.see(), self._options.clear)

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from volctl import files
 from volctl.backend import Attached, Capabilities, Info, Listing, Progress, Setup, Stats, Target
-from volctl.errors import BackendError, InternalError, InUseError
+from volctl.errors import BackendError, ConflictError, InternalError, InUseError, UsageError
 from volctl.files import loopdev
 from volctl.files.loopdev import LoopDevice
 from volctl.model import Object
@@ -43,6 +43,8 @@ class Qcow2(Shelf):
     kind = "qcow2"
     options = (*OPTIONS, "directory", "owner", "group", "mode", "capabilities")
     attribute = False  # a file may go on under another object's name, as its layer
+    hidden = ("layer-",)
+    format = "qcow2"
     work = ("new-volume-", "new-image-", "new-layer-")
 
     def __init__(self, setup: Setup) -> None:
@@ -194,6 +196,16 @@ class Qcow2(Shelf):
             infos = {target: _info(place, target) for target in found.objects if place.stat(target.name)}
         foreign = tuple(name for name in found.foreign if not is_layer(name))
         return replace(found, objects=infos, foreign=foreign)
+
+    def size_of(self, fd: int, name: str) -> int:
+        try:
+            header = read(fd, name)
+        except BackendError as error:
+            raise UsageError(error.message, hint=error.hint) from error
+        if header.backing:
+            said = f"{name} lies over {header.backing}: a file of a chain cannot come or go alone"
+            raise ConflictError(said, hint="volctl image save writes a whole copy")
+        return header.size
 
     def restore(self) -> None:
         """Note the chains as the files have them: what the marker calls ours was not written by strangers."""

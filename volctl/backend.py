@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from volctl.adoption import Adoption
 from volctl.errors import ConfigError, MissingError
 from volctl.model import MiB, Object
 
@@ -324,6 +325,10 @@ class Backend(ABC):
 
     def restore(self) -> None:  # noqa: B027 - most keep no rows
         """Make rows of the backend's own again (`Setup.chains`) from what lies in the pool."""
+
+    def adopting(self) -> Adoption | None:
+        """How it takes what is there under management, and lets go; None if it cannot."""
+        return None
 
     def clear(self, leftover: str) -> None:  # noqa: B027 - what leaves nothing has nothing to clear
         """Remove what `listing` named among its leftovers; not there is success. The caller holds the lock."""

@@ -5,15 +5,21 @@ A subclass opens the directory by `_at`, whose first word is the call as an erro
 
 from __future__ import annotations
 
+import itertools
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from volctl import files
+from volctl.adoption import Adoption, Found
 from volctl.backend import Attached, Backend, Info, Listing, Problem, Setup, check_options
+from volctl.errors import BackendError, ConflictError, ExistsError, InUseError, NotFoundError, UsageError
 from volctl.model import Object
+
+SECTOR = 512  # bytes
 
 
 class Shelf(Backend):
@@ -21,6 +27,10 @@ class Shelf(Backend):
 
     work: tuple[str, ...] = ("revert-",)
     """Beginnings of names, before a volume's id, of files that work makes beside it."""
+    format = "raw"
+    """Of the files, as the gate of images calls it."""
+    hidden: tuple[str, ...] = ()
+    """Beginnings of names of other files of ours."""
     options: tuple[str, ...]
     """What the configuration may say, `directory`, `owner`, `group` and `mode` among it."""
 
@@ -38,6 +48,23 @@ class Shelf(Backend):
     def _at(self, call: str, *objects: Object) -> Iterator[files.Place]:
         with self._directory.opened(" ".join([call, *(target.name for target in objects)])) as place:
             yield place
+
+    @contextmanager
+    def opened(self, doing: str) -> Iterator[files.Place]:
+        """The directory, for what is beside the calls of a backend."""
+        with self._directory.opened(doing) as place:
+            yield place
+
+    def path_of(self, name: str) -> Path:
+        return self._directory.path / name
+
+    def size_of(self, fd: int, name: str) -> int:
+        """Of the disk in an open file, in bytes. `UsageError` if it holds none of this backend's, `ConflictError` if
+        it is not whole without others."""
+        return os.fstat(fd).st_size
+
+    def adopting(self) -> Adoption | None:
+        return ShelfAdoption(self)
 
     def pool(self) -> str:
         return os.path.realpath(self._directory.path)
@@ -90,3 +117,105 @@ class Shelf(Backend):
 
 def _info(file: os.stat_result) -> Info:
     return Info(file.st_size, file.st_blocks * 512)
+
+
+@dataclass(frozen=True, slots=True)
+class ShelfAdoption(Adoption):
+    """Files of the directory. Undone halfway, a file may have both names for a moment."""
+
+    shelf: Shelf
+
+    @property
+    def format(self) -> str:
+        return self.shelf.format
+
+    @contextmanager
+    def _at(self, doing: str) -> Iterator[files.Place]:
+        with self.shelf.opened(doing) as place:
+            yield place
+
+    def look(self, source: str) -> Found:
+        directory, name = os.path.split(source)
+        with self._at(f"look at {source}") as place:
+            if directory and not _is(directory, place):
+                hint = f"move it there first: mv {source} {place.path}/"
+                raise UsageError(f"{source} is not in {place.path}, the directory of this backend", hint=hint)
+            try:
+                found = os.stat(name or ".", dir_fd=place.fd, follow_symlinks=False)
+            except FileNotFoundError:
+                raise NotFoundError(f"there is no file {name} in {place.path}") from None
+            self._check(place, name, found)
+            with place.existing(name) as fd:
+                size = self.shelf.size_of(fd, name)
+                if holders := files.holders(place.path / name, fd):
+                    said = f"{name} is in use by {', '.join(holders)}"
+                    raise InUseError(said, hint="stop what uses it first")
+        if size == 0 or size % SECTOR:
+            fill = f"truncate -s %{SECTOR} {place.path / name}" if size else None
+            raise UsageError(f"{name} has {size} bytes, and a disk has sectors of {SECTOR}", hint=fill)
+        return Found(name, self.path(name), size, self.path(name))
+
+    def _check(self, place: files.Place, name: str, found: os.stat_result) -> None:
+        if not stat.S_ISREG(found.st_mode):
+            raise UsageError(f"{name} in {place.path} is not a regular file")
+        if found.st_nlink > 1:
+            raise UsageError(f"{name} has {found.st_nlink} names: its bytes are somebody else's, too")
+        if name.startswith((files.MARKER, *self.shelf.work, *self.shelf.hidden)):
+            raise UsageError(f"{name} is volctl's own")
+
+    def take(self, name: str, target: Object) -> None:
+        with self._at(f"adopt {name}") as place:
+            if place.stat(target.name) is None:
+                _must_be(place, name)
+                place.replace(name, target.name)
+            elif _same(place, name, target.name):
+                place.remove(name)
+        self.shelf.describe(target)
+
+    def give(self, volume: Object, name: str) -> None:
+        with self._at(f"release {volume.name}") as place:
+            if place.stat(volume.name) is not None:
+                self._check_whole(place, volume)
+                if not _same(place, volume.name, name):
+                    if place.stat(name) is not None:
+                        raise ExistsError(f"there is a file {name} in {place.path} already")
+                    place.link(volume.name, name)
+                place.remove(volume.name)
+            _must_be(place, name)
+            with place.existing(name) as fd:
+                files.forget(fd)
+                place.flush(fd)
+
+    def _check_whole(self, place: files.Place, volume: Object) -> None:
+        try:
+            with place.existing(volume.name) as fd:
+                self.shelf.size_of(fd, volume.name)
+        except ConflictError as error:
+            error.untouched = True
+            raise
+
+    def free(self, wanted: str) -> str:
+        with self._at("look for a free name") as place:
+            names = itertools.chain([wanted], (f"{wanted}-{number}" for number in itertools.count(2)))
+            taken = {name for name, _ in place.entries()}
+            return next(name for name in names if name not in taken and not files.object_named(name))
+
+    def path(self, name: str) -> str:
+        return str(self.shelf.path_of(name))
+
+
+def _is(directory: str, place: files.Place) -> bool:
+    try:
+        return os.path.samestat(os.stat(directory), os.fstat(place.fd))
+    except OSError:
+        return False
+
+
+def _same(place: files.Place, name: str, other: str) -> bool:
+    one, two = place.stat(name), place.stat(other)
+    return one is not None and two is not None and os.path.samestat(one, two)
+
+
+def _must_be(place: files.Place, name: str) -> None:
+    if place.stat(name) is None:
+        raise BackendError(f"{name} is not in {place.path}")

@@ -31,7 +31,7 @@ WRONG = [
     (["snapshto"], "did you mean snapshot?"),
     (["snapshot"], "a command is missing"),
     (["snapshot", "creat"], "did you mean create?"),
-    (["adopt", "x"], "'adopt' is not a command of volctl"),
+    (["adopt", "x"], "volctl adopt needs SOURCE"),
     (["physician"], "'physician' is not a command of volctl"),
     (["image", "save", "x"], "volctl image save needs FILE"),
     (["list", "--nope"], "no such option: --nope"),

@@ -36,6 +36,8 @@ VERBS = {
     "quota": ("quota", "Limits of a project and what it uses."),
     "flow": ("flow", "What commands did, task by task."),
     "events": ("events", "List events, or follow them."),
+    "adopt": ("adopt", "Make a file or an LV that is on a backend a volume, in place."),
+    "release": ("adopt", "Let go of a volume: its file or LV stays, under a name of its own."),
     "doctor": ("doctor", "Compare the database with what is there; exit 12 if they differ."),
     "backup-db": ("backup", "Copy the database to a file, also while commands run."),
     "config": ("config", "The configuration."),

@@ -5,7 +5,7 @@ the error that says what could not be done, and where. `holders` says who else h
 `device_holders` who has a block device. `volctl.files.loopdev` is loop devices.
 """
 
-from volctl.files.about import carry, tell, told
+from volctl.files.about import carry, forget, tell, told
 from volctl.files.directory import (
     MARKER,
     Directory,
@@ -32,6 +32,7 @@ __all__ = [
     "copy",
     "device_holders",
     "directory_option",
+    "forget",
     "grow",
     "holders",
     "know_locks",

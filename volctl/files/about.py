@@ -59,6 +59,12 @@ def carry(source: int, target: int) -> None:
         os.setxattr(target, ATTRIBUTE, os.getxattr(source, ATTRIBUTE))
 
 
+def forget(fd: int) -> None:
+    """The attribute of an open file goes."""
+    with suppress(OSError):
+        os.removexattr(fd, ATTRIBUTE)
+
+
 def _attribute(place: Place, target: Object) -> bytes | None:
     try:
         with place.existing(target.name) as fd:

@@ -16,7 +16,7 @@
 `request` validates, `pools` shows the backends to the scheduler, `sources` fills the volume, from
 the image `cache` where it can; its entries come and go by flows beside the create's (`image_cache`).
 The other verbs are flows of their own: `delete`, `extend`, `snapshot`, `snapshot_delete`, `revert`,
-`attach`, `image`, `save`, `orphan`. `refs` finds what a reference means.
+`attach`, `image`, `save`, `orphan`, `adopt`. `refs` finds what a reference means.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any
 
 from volctl.engine.task import Flow
 from volctl.flows import (
+    adopt,
     api,
     attach,
     delete,
@@ -59,6 +60,8 @@ FLOWS: dict[str, Flow[Context, Any]] = {
         image.ADD,
         image.DELETE,
         save.FLOW,
+        adopt.ADOPT,
+        adopt.RELEASE,
         orphan.DELETE,
         orphan.DETACH,
         image_cache.FILL,

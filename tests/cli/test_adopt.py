@@ -1,0 +1,186 @@
+"""adopt and release: what is there becomes a volume in place and is let go of again, byte for byte."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Cli, MiB, qemu_img
+from tests.conftest import Volctl
+
+
+@pytest.fixture
+def thing(cli: Cli) -> Path:
+    """A file of 2 MiB in the pool of the built-in backend that is not ours."""
+    cli("list")
+    cli.volume("other")
+    path = cli.pool / "thing.raw"
+    path.write_bytes(random.Random(1).randbytes(2 * MiB))
+    path.chmod(0o640)
+    return path
+
+
+def marks(path: Path) -> tuple[int, int, int, int]:
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_mode
+
+
+@pytest.mark.parametrize("way", ["name", "path", "relative"])
+def test_a_file_becomes_a_volume_and_a_file_again(way: str, cli: Cli, thing: Path) -> None:
+    content, before = thing.read_bytes(), marks(thing)
+    source = {"name": thing.name, "path": str(thing), "relative": os.path.relpath(thing, cli.home)}[way]
+    made = cli.json("adopt", "local", source, "web", "--property", "role=web", "--description", "old")
+    assert (made["name"], made["size"], made["status"], made["backend"]) == ("web", 2 * MiB, "available", "local")
+    assert (made["properties"], made["description"]) == ({"role": "web"}, "old")
+    assert made["source"] == {"kind": "image", "id": None, "name": str(thing)}
+    assert not thing.exists() and cli.file("web").read_bytes() == content
+    assert marks(cli.file("web")) == before
+    assert cli.quota()["gigabytes"]["in_use"] == 3 * MiB
+    assert cli.json("doctor") == []
+    cli("create", "copy", "--from-volume", "web")
+    told = cli.json("release", "web")
+    assert told == {"id": made["id"], "name": "web", "backend": "local", "path": str(cli.pool / "web")}
+    assert marks(cli.pool / "web") == before and (cli.pool / "web").read_bytes() == content
+    assert os.listxattr(cli.pool / "web") == []
+    assert sorted(volume["name"] for volume in cli.json("list")) == ["copy", "other"]
+    assert cli.json("doctor") == []
+    assert cli.events(made["id"]) == ["volume.status", "volume.status", "adopt.end", "volume.status", "release.end"]
+    cli("adopt", "local", "web", "web")
+
+
+def test_a_name_that_is_taken_is_left(cli: Cli, thing: Path) -> None:
+    made = cli.json("adopt", "local", "thing.raw")
+    (cli.pool / f"released-{made['id']}").write_text("somebody's")
+    told = cli.json("release", made["id"])
+    assert told["path"] == str(cli.pool / f"released-{made['id']}-2")
+    assert (cli.pool / f"released-{made['id']}").read_text() == "somebody's"
+
+
+def elsewhere(path: Path) -> str:
+    other = path.parents[2] / "elsewhere.raw"
+    path.rename(other)
+    return str(other)
+
+
+def symlink(path: Path) -> str:
+    (path.parent / "link").symlink_to(path)
+    return "link"
+
+
+def hard_link(path: Path) -> str:
+    os.link(path, path.parents[2] / "linked")
+    return path.name
+
+
+def directory(path: Path) -> str:
+    (path.parent / "directory").mkdir()
+    return "directory"
+
+
+def empty(path: Path) -> str:
+    path.write_bytes(b"")
+    return path.name
+
+
+def no_sectors(path: Path) -> str:
+    os.truncate(path, MiB + 100)
+    return path.name
+
+
+def qcow2(path: Path) -> str:
+    path.unlink()
+    qemu_img("create", "-f", "qcow2", path, "2M")
+    os.truncate(path, 512 * 1024)
+    return path.name
+
+
+def a_volume(path: Path) -> str:
+    return next(path.parent.glob("volume-*")).name
+
+
+UNFIT = [
+    (elsewhere, 2, "usage"),
+    (symlink, 2, "usage"),
+    (hard_link, 2, "usage"),
+    (directory, 2, "usage"),
+    (empty, 2, "usage"),
+    (no_sectors, 2, "usage"),
+    (qcow2, 7, "image_format"),
+    (a_volume, 5, "conflict"),
+    (lambda path: ".volctl", 2, "usage"),
+    (lambda path: "nothing", 4, "not_found"),
+    (lambda path: "", 2, "usage"),
+    (lambda path: "..", 2, "usage"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "status", "code"), UNFIT)
+def test_what_is_not_adopted(spoil: object, status: int, code: str, cli: Cli, thing: Path) -> None:
+    source = spoil(thing)  # type: ignore[operator]
+    error = cli.refused(status, code, "adopt", "local", source, "web")
+    if spoil is elsewhere:
+        assert error["hint"].startswith(f"move it there first: mv {source}")
+
+
+def test_a_size_that_is_no_whole_mib_stays(cli: Cli, thing: Path) -> None:
+    os.truncate(thing, MiB + 512)
+    ran = cli("adopt", "local", "thing.raw", "web", "--json")
+    assert "no whole number of MiB" in ran.err
+    assert ran.json()["size"] == cli.file("web").stat().st_size == MiB + 512
+    assert cli.json("doctor") == []
+    assert cli.json("extend", "web", "2M")["size"] == 2 * MiB
+
+
+def test_a_name_and_a_quota_are_told_before(cli: Cli, thing: Path) -> None:
+    cli.refused(5, "exists", "adopt", "local", "thing.raw", "other")
+    cli.refused(4, "not_found", "adopt", "nowhere", "thing.raw", "web")
+    cli("quota", "set", "--volumes", "1")
+    cli.refused(6, "quota", "adopt", "local", "thing.raw", "web")
+    assert thing.exists()
+
+
+def test_what_somebody_holds(cli: Cli, thing: Path, volctl: Volctl) -> None:
+    for path, words in ((thing, ["adopt", "local", "thing.raw"]), (cli.file("other"), ["release", "other"])):
+        with path.open("rb") as file, subprocess.Popen(["sleep", "60"], stdin=file) as holder:
+            ran = volctl(*words, "--json", status=5)
+            assert f"sleep (pid {holder.pid})" in ran.err and '"in_use"' in ran.err
+            assert path.exists()
+            holder.kill()
+    assert [volume["status"] for volume in cli.json("list")] == ["available"]
+
+
+def test_what_is_not_released(cli: Cli) -> None:
+    cli.volume("v")
+    cli("snapshot", "create", "v", "s")
+    assert "snapshots: s" in cli.refused(5, "conflict", "release", "v")["message"]
+    cli("snapshot", "delete", "s", "--yes")
+    cli("protect", "v")
+    cli.refused(5, "protected", "release", "v")
+    cli("unprotect", "v")
+    cli.refused(4, "not_found", "release", "w")
+    cli("release", "v")
+    assert cli.json("list") == []
+
+
+def test_a_qcow2_file(cli: Cli) -> None:
+    cli.configure(f'[[backend]]\nname = "q"\nkind = "qcow2"\ndirectory = "{cli.home}/q"\n')
+    cli("backend", "init", "q", "--yes")
+    file, over = cli.home / "q" / "disk.qcow2", cli.home / "q" / "over.qcow2"
+    qemu_img("create", "-f", "qcow2", file, "5M")
+    qemu_img("create", "-f", "qcow2", "-F", "qcow2", "-b", file.name, over)
+    content = file.read_bytes()
+    cli.refused(5, "conflict", "adopt", "q", "over.qcow2", "w")
+    (cli.home / "q" / "plain").write_bytes(bytes(MiB))
+    cli.refused(2, "usage", "adopt", "q", "plain", "w")
+    made = cli.json("adopt", "q", "disk.qcow2", "v")
+    assert (made["size"], cli.file("v").read_bytes()) == (5 * MiB, content)
+    cli("snapshot", "create", "v", "s")
+    cli.refused(5, "conflict", "release", "v")
+    cli("snapshot", "delete", "s", "--yes")
+    assert cli.json("doctor") == []
+    assert Path(cli.json("release", "v")["path"]).exists()
+    assert not list((cli.home / "q").glob(".volctl-*"))

@@ -1,0 +1,205 @@
+"""volume_adopt and volume_release: what is there becomes a volume in place, and a volume becomes nobody's.
+
+Neither touches a byte. Both are undone if they fail or die: the name goes back, and an adopted volume's row goes.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+
+from volctl import files
+from volctl.adoption import Adoption, Found
+from volctl.db import events, snapshots, volumes
+from volctl.db.quotas import Usage
+from volctl.engine.run import Run
+from volctl.engine.task import Flow, Task
+from volctl.errors import ConflictError, ExistsError, ImageError, MissingError
+from volctl.flows import about
+from volctl.flows.context import Context
+from volctl.flows.delete import check_deletable, check_holders
+from volctl.images.formats.magic import identify
+from volctl.model import Json, Object, SourceKind, Status, now
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+RELEASABLE = (Status.AVAILABLE, Status.ERROR)
+
+
+@dataclass(slots=True)
+class AdoptState:
+    """`thing` is the name that it has on the backend without us, `path` that for people; `size` in bytes."""
+
+    volume_id: str
+    backend: str
+    project: str = ""
+    source: str = ""
+    thing: str = ""
+    path: str = ""
+    name: str | None = None
+    description: str | None = None
+    properties: dict[str, str] = field(default_factory=dict)
+    size: int = 0
+    status: str = ""
+
+    @property
+    def object(self) -> Object:
+        return Object("volume", self.volume_id)
+
+
+AdoptRun: TypeAlias = Run[Context, AdoptState]
+
+
+class AdoptTask(Task[Context, AdoptState]):
+    """A task of the adopt and release flows."""
+
+
+class CheckAdoptTask(AdoptTask):
+    """The name is free; it is there, fit, not held, not a volume's, and of the backend's format."""
+
+    def gather(self, run: AdoptRun) -> None:
+        state, env = run.state, run.env
+        found = adoption(env, state.backend).look(state.source)
+        with env.store.read() as tx:
+            if state.name is not None and (other := volumes.by_name(tx, state.project, state.name)):
+                raise ExistsError(f"there is a volume {state.name!r} already", volume=other.id)
+            _refuse_ours(tx, found)
+        _check_format(found, adoption(env, state.backend).format)
+        state.thing, state.path, state.size = found.name, found.path, found.size
+
+    def record(self, tx: Connection, run: AdoptRun) -> None:
+        """Quota, and the row, status `creating`."""
+        state = run.state
+        quota = run.env.quota(state.project)
+        quota.check_size(tx, state.size)
+        quota.check(tx, Usage(volumes=1, gigabytes=state.size), None)
+        volumes.insert_row(tx, _as_row(run))
+        events.add(tx, "volume.status", state.volume_id, run.request, {"from": None, "to": Status.CREATING})
+
+    def unrecord(self, tx: Connection, run: AdoptRun) -> None:
+        volumes.remove(tx, run.state.volume_id)
+
+
+class TakeTask(AdoptTask):
+    """The backend gives it our name and mark. Undone, it has its own again."""
+
+    def plan(self, run: AdoptRun) -> Json:
+        return {"backend": run.state.backend, "object": run.state.object.name, "from": run.state.thing}
+
+    def execute(self, run: AdoptRun) -> None:
+        adoption(run.env, run.state.backend).take(run.state.thing, about.volume(run.env, run.state.volume_id))
+
+    def revert(self, run: AdoptRun) -> None:
+        adoption(run.env, run.state.backend).give(run.state.object, run.state.thing)
+
+
+class FinishAdoptTask(AdoptTask):
+    """Status `available`."""
+
+    def record(self, tx: Connection, run: AdoptRun) -> None:
+        state, creating = run.state, (Status.CREATING,)
+        volumes.transition(tx, state.volume_id, creating, Status.AVAILABLE, run.request, available_at=now())
+        events.add(tx, "adopt.end", state.volume_id, run.request, {"path": state.path, "backend": state.backend})
+
+
+class CheckReleaseTask(AdoptTask):
+    """Not protected, attached or held, no snapshots; a name is free for it."""
+
+    def gather(self, run: AdoptRun) -> None:
+        state, env = run.state, run.env
+        with env.store.read() as tx:
+            volume = volumes.get(tx, state.volume_id)
+            taken = snapshots.of_volume(tx, volume.id)
+        check_deletable(volume, force=False)
+        if taken:
+            names = ", ".join(snapshot.label for snapshot in taken)
+            raise ConflictError(
+                f"volume {volume.label} has snapshots: {names}", hint="delete them first", volume=volume.id
+            )
+        backend = env.backends.get(volume.backend)
+        if backend.inspect(state.object) is None:
+            raise ConflictError(f"volume {volume.label} has nothing on backend {backend.name}", volume=volume.id)
+        check_holders(env, volume)
+        state.backend, state.status, state.name = backend.name, volume.status, volume.name
+        state.thing = adoption(env, state.backend).free(volume.name or f"released-{volume.id}")
+        state.path = adoption(env, state.backend).path(state.thing)
+
+    def record(self, tx: Connection, run: AdoptRun) -> None:
+        volumes.transition(tx, run.state.volume_id, RELEASABLE, Status.DELETING, run.request)
+
+    def unrecord(self, tx: Connection, run: AdoptRun) -> None:
+        status = Status(run.state.status)
+        volumes.transition(tx, run.state.volume_id, (Status.DELETING,), status, run.request)
+
+
+class GiveTask(AdoptTask):
+    """The backend gives it a name of its own and takes our mark away. Undone, it is the volume again."""
+
+    def plan(self, run: AdoptRun) -> Json:
+        return {"backend": run.state.backend, "object": run.state.object.name, "to": run.state.thing}
+
+    def execute(self, run: AdoptRun) -> None:
+        adoption(run.env, run.state.backend).give(run.state.object, run.state.thing)
+
+    def revert(self, run: AdoptRun) -> None:
+        adoption(run.env, run.state.backend).take(run.state.thing, about.volume(run.env, run.state.volume_id))
+
+
+class FinishReleaseTask(AdoptTask):
+    """The row is gone, and with it the use of quota."""
+
+    def record(self, tx: Connection, run: AdoptRun) -> None:
+        volumes.remove(tx, run.state.volume_id)
+        events.add(tx, "release.end", run.state.volume_id, run.request, {"path": run.state.path})
+
+
+def adoption(env: Context, backend: str) -> Adoption:
+    """`MissingError` for a backend that cannot."""
+    found = env.backends.get(backend).adopting()
+    if found is None:
+        raise MissingError(f"backend {backend} can neither adopt nor release")
+    return found
+
+
+def _refuse_ours(tx: Connection, found: Found) -> None:
+    target = files.object_named(found.name)
+    row = (volumes.find(tx, target.id) or snapshots.find(tx, target.id)) if target else None
+    if row is not None:
+        raise ConflictError(f"{found.name} is {row.label} already", volume=row.id)
+
+
+def _check_format(found: Found, wanted: str) -> None:
+    """`ImageError` for a file that holds an image of another format: a guest would read its header."""
+    if found.file is None:
+        return
+    with files.translated(f"look at {found.path}"), files.os_open(found.file, os.O_RDONLY | os.O_NOFOLLOW) as fd:
+        there = identify(fd, os.fstat(fd).st_size).format
+    if there != wanted:
+        hint = f"volctl create --from-image {found.path}"
+        raise ImageError(f"{found.path} holds {there}, and volumes of this backend are {wanted}", hint=hint)
+
+
+def _as_row(run: AdoptRun) -> Json:
+    state = run.state
+    zone = next(config.availability_zone for config in run.env.backends.configs if config.name == state.backend)
+    return {
+        "id": state.volume_id,
+        "name": state.name,
+        "project": state.project,
+        "description": state.description,
+        "size": state.size,
+        "status": Status.CREATING,
+        "backend": state.backend,
+        "availability_zone": zone,
+        "bootable": False,
+        "properties": state.properties,
+        "source_kind": SourceKind.IMAGE,
+        "source_name": state.path,
+        "requested": {"size": state.size, "type": None, "source": [SourceKind.IMAGE, state.path]},
+    }
+
+
+ADOPT = Flow("volume_adopt", AdoptState, CheckAdoptTask(), TakeTask(), FinishAdoptTask())
+RELEASE = Flow("volume_release", AdoptState, CheckReleaseTask(), GiveTask(), FinishReleaseTask())
