@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from tests import oracle
 from tests.engine.crash import Ended, MiB, Rig
 from tests.oracle import Content
 
+HERE = {"config.toml", "state", "a", "b", "saved", "kept.db"}
 UNREADABLE = "the result cannot be written"  # what was done is done
 Check = Callable[[Rig], bool]
 
@@ -19,7 +21,8 @@ Check = Callable[[Rig], bool]
 class Verb:
     """`done`: is all of it there? `intact`: is all as it was (a create may have left its row in `error`)?
 
-    `completed`: what failed half way may yet be done, by a later command.
+    `completed`: what failed half way may yet be done, by a later command. `again`: what takes away the temporary
+    files of one that was killed, where no other command knows of them.
     """
 
     argv: str
@@ -29,6 +32,7 @@ class Verb:
     """What objects read as when it is done, other than before."""
     prepare: Callable[[Rig], object] = lambda rig: None
     completed: bool = False
+    again: str | None = None
 
 
 def _available(name: str) -> Check:
@@ -63,6 +67,16 @@ def _images(rig: Rig) -> set[str]:
     return {row["name"] for row in oracle.load(rig.state)["images"] if row["status"] == "available"}
 
 
+def _saved(rig: Rig) -> bool:
+    saved, source = rig.root / "saved", rig.contents["src"]
+    return saved.exists() and oracle.differs(saved, source) is None
+
+
+def _is_whole(database: Path) -> bool:
+    with closing(sqlite3.connect(database)) as connection:
+        return bool(connection.execute("PRAGMA integrity_check").fetchone() == ("ok",))
+
+
 def _create(argv: str, source: str | None) -> Verb:
     return Verb(argv, _available("v"), _absent_or_failed("v"), {"v": source} if source else {})
 
@@ -95,6 +109,13 @@ VERBS = {
         completed=True,
     ),
     "image-add": Verb("image add i RAW --copy", lambda rig: "i" in _images(rig), lambda rig: "i" not in _images(rig)),
+    "image-save": Verb("image save src ROOT/saved", _saved, lambda rig: not (rig.root / "saved").exists()),
+    "backup-db": Verb(
+        "backup-db ROOT/kept.db",
+        lambda rig: (rig.root / "kept.db").exists() and _is_whole(rig.root / "kept.db"),
+        lambda rig: not (rig.root / "kept.db").exists(),
+        again="backup-db ROOT/kept.db --force",
+    ),
     "image-delete": Verb(
         "image delete registered -y",
         lambda rig: "registered" not in _images(rig),
@@ -123,6 +144,9 @@ def outcome(rig: Rig, verb: Verb, ended: Ended | None = None) -> list[str]:
         told = rig.run("quota", "show", "--json")
     done, intact = verb.done(rig), verb.intact(rig)
     found = rig.judge(told, **contents(rig, verb, done))
+    if verb.again:
+        rig.run(*rig.words(verb.again), status=0)
+    found += [f"{path.name} is left behind" for path in rig.root.iterdir() if path.name not in HERE]
     if done == intact:
         found.append("it is done and it is not" if done else "it is neither done nor as it was")
     if ended and ended.status == 0 and not done:
