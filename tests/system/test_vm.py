@@ -18,7 +18,7 @@ ROOT_SUITE_LIMIT = 3600
 # What `make test` runs in the guest; `make test-lvm` runs all of tests/root, which takes an hour under emulation.
 QUICK = """
     tests/root/test_vm.py tests/root/test_lvm_cli.py tests/root/test_lvm_attach.py tests/root/test_lvm.py
-    tests/root/test_lvm_concurrency.py
+    tests/root/test_lvm_concurrency.py tests/root/test_lvm_readme.py
 """
 ROOT_SUITE = f"{QUICK} -k 'not Raid1'"
 
