@@ -25,6 +25,8 @@ FIELDS = "vg_name,lv_name,lv_size,origin_size,lv_tags,lv_attr,lv_active,pool_lv"
 MAPPED = re.compile(r"(?:volume|snap|image|revert)(?:--[0-9a-f]+){5}")
 """An LV of ours in a device-mapper name, where hyphens are doubled."""
 POOL = {"volctl", "[volctl_tdata]", "[volctl_tmeta]", "[lvol0_pmspare]"}
+POOL_PARTS = ("_tdata", "_tmeta")
+"""Devices under a pool: seen with a table that waits after LVM's own lvremove, on a machine with much else to do."""
 Marks = Mapping[str, tuple[str, ...]]
 """Of LVs that are not ours, by group/name: size, tags, digest."""
 
@@ -101,7 +103,8 @@ def _mapped(present: Mapping[str, dict[str, Any]]) -> Iterator[str]:
     told = run("dmsetup", "info", "-c", "--noheadings", "--separator", " ", "-o", "name,attr")
     active = {lv["lv_name"] for lv in present.values() if lv["lv_active"]}
     for name, attributes in (line.split() for line in told.splitlines() if len(line.split()) == 2):
-        if attributes[1] == "I" or attributes[2] == "s":
+        waits = attributes[1] == "I" and not name.endswith(POOL_PARTS)
+        if waits or attributes[2] == "s":
             yield f"device {name} is suspended, or has a table that waits ({attributes})"
         if (ours := MAPPED.search(name)) and ours[0].replace("--", "-") not in active:
             yield f"device {name} is of no active LV"

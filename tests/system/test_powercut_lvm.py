@@ -31,7 +31,7 @@ def in_flight(instant: Instant) -> list[str]:
 
 
 def test_after_every_power_cut_one_command_puts_all_right(tmp_path: Path) -> None:
-    every = copies_during(PROGRAM, tmp_path, ["128M", "128M"], every=0.25, most=ALL, since="ready")
+    every = copies_during(PROGRAM, tmp_path, ["128M", "128M"], every=0.5, most=ALL, since="ready")
     cut = [instant for instant in every if in_flight(instant)]
     chosen = [cut[number * len(cut) // CUTS] for number in range(CUTS)] if len(cut) >= CUTS else cut
     orders = {order for instant in chosen for order in in_flight(instant)}
