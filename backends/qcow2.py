@@ -8,6 +8,7 @@
     extended_l2 = false            # subclusters: less is copied by a small write over a snapshot
     lazy_refcounts = false
     preallocation = "off"          # "metadata": of blank volumes
+    compression = "off"            # of image bases: "zlib", "zstd"
     owner = "libvirt-qemu"         # of new files; also group, and mode = "0600"
 
 Host tools: qemu-img (qemu-utils); to attach takes root, FUSE, Linux 5.8 and qemu-storage-daemon
@@ -24,6 +25,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from volctl import files
 from volctl.backend import Attached, Capabilities, Info, Listing, Progress, Setup, Stats, Target
@@ -32,9 +34,9 @@ from volctl.files import loopdev
 from volctl.files.loopdev import LoopDevice
 from volctl.model import Object
 from volctl.qcow2 import tool
-from volctl.qcow2.export import PROGRAM, RUN, Export
+from volctl.qcow2.export import PROGRAM, RUN, Export, means
 from volctl.qcow2.header import read
-from volctl.qcow2.layers import Layers, base_of, is_layer, layer, owner
+from volctl.qcow2.layers import Layers, base_of, is_layer, layer, owner, snapshot_of
 from volctl.qcow2.settings import OPTIONS, layout
 from volctl.shelf import Shelf
 
@@ -85,8 +87,9 @@ class Qcow2(Shelf):
             yield Layers(place, self.setup.chains, self._layout.every)
 
     def create(self, target: Object, size: int) -> None:
+        options = self._layout.base if target.kind == "image" else self._layout.blank
         with self._opened(f"create {target.name}") as layers:
-            layers.put(target.name, None, size, self._ownership, self._layout.blank)
+            layers.put(target.name, None, size, self._ownership, options)
         self.describe(target)
 
     def clone(self, source: Object, target: Object, size: int, progress: Progress) -> None:
@@ -121,7 +124,8 @@ class Qcow2(Shelf):
     @contextmanager
     def writing(self, target: Object, size: int) -> Iterator[Target]:
         self.create(Object(target.kind, target.id), size)  # what it is about is told when it is whole
-        yield Target(self.path(target), "qcow2", zeroed=True, size=size)
+        compress = target.kind == "image" and self._layout.compress
+        yield Target(self.path(target), "qcow2", zeroed=True, size=size, compress=compress)
         with self._opened(f"write {target.name}") as layers:
             with layers.place.existing(target.name, os.O_RDWR):
                 pass  # synced when this ends
@@ -206,6 +210,13 @@ class Qcow2(Shelf):
             said = f"{name} lies over {header.backing}: a file of a chain cannot come or go alone"
             raise ConflictError(said, hint="volctl image save writes a whole copy")
         return header.size
+
+    def details(self) -> dict[str, Any]:
+        """Hidden layers are those without a snapshot: several files lie over them, or they were in use."""
+        with self._at("details") as place:
+            there = dict(place.entries())
+        hidden = [there[name].st_blocks * 512 for name in there if is_layer(name) and snapshot_of(name) not in there]
+        return {"hidden_layers": len(hidden), "hidden_size": sum(hidden), "devices": means()}
 
     def restore(self) -> None:
         """Note the chains as the files have them: what the marker calls ours was not written by strangers."""

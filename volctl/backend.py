@@ -125,7 +125,7 @@ class Target:
     """Where an image is written: an absolute path, its format, and whether it reads as zeros now.
 
     `size` is the disk's, in bytes, where the length of the file does not tell. `below` are the files
-    that it lies over, which are read with it.
+    that it lies over, which are read with it. `compress`: it is to be written compressed.
     """
 
     path: Path
@@ -133,6 +133,7 @@ class Target:
     zeroed: bool
     size: int | None = None
     below: tuple[Path, ...] = ()
+    compress: bool = False
 
 
 class Chains(Protocol):

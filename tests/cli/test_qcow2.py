@@ -58,6 +58,8 @@ def test_a_day_in_the_life(disks: Volctl) -> None:
     assert (info["virtual-size"], info["backing-filename-format"]) == (3 * MiB, "qcow2")
     disks("revert", "v", "s1", "-y")
     disks("snapshot", "delete", "s1", "-y")
+    details = disks("backend", "show", "disks", "--json").json()["details"]
+    assert details["hidden_layers"] >= 1 and details["hidden_size"] > 0
     assert [reads(disks, name) for name in "vcd"] == [b"one", b"one", b"two"]
     disks("delete", "v", "--cascade", "-y")
     assert [reads(disks, name) for name in "cd"] == [b"one", b"two"]
@@ -125,3 +127,35 @@ def test_a_file_that_was_swapped_is_not_opened(disks: Volctl) -> None:
         refused = disks(*words, status=None)
         assert refused.status in (1, 8) and "was changed by somebody" in refused.err, refused
     assert file.stat().st_size < MiB
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("cluster_size", "3K"), ("cluster_size", 65536), ("cluster_size", "4M"), ("extended_l2", "yes"),
+        ("lazy_refcounts", 1), ("preallocation", "full"), ("compression", "lz4"), ("clustersize", "64K"),
+    ],
+)  # fmt: skip
+def test_a_wrong_option_is_told(volctl: Volctl, option: str, value: object) -> None:
+    table = f'[[backend]]\nname = "disks"\nkind = "qcow2"\ndirectory = "{volctl.home}/disks"\n'
+    (volctl.home / "config.toml").write_text(f"{table}{option} = {json.dumps(value)}\n")
+    assert option in volctl("list", status=None).err or option in volctl("backend", "list", status=2).err
+
+
+def test_options_are_in_the_files(volctl: Volctl) -> None:
+    table = f'[[backend]]\nname = "disks"\nkind = "qcow2"\ndirectory = "{volctl.home}/disks"\nmode = "0640"\n'
+    more = 'cluster_size = "128K"\nextended_l2 = true\nlazy_refcounts = true\npreallocation = "metadata"\n'
+    (volctl.home / "config.toml").write_text(table + more + 'compression = "zstd"\n')
+    volctl("backend", "init", "disks", "-y")
+    raw = volctl.home / "disk.raw"
+    raw.write_bytes(b"compresses well " * 65536)
+    volctl("create", "v", "--size", "8M")
+    volctl("create", "w", "--from-image", raw)
+    for name in "vw":
+        details = qcow2_files.info(path(volctl, name))["format-specific"]["data"]
+        assert details["extended-l2"] and details["lazy-refcounts"]
+        assert path(volctl, name).stat().st_mode & 0o777 == 0o640
+    (base,) = (volctl.home / "disks").glob("image-*")
+    info = qcow2_files.info(base)
+    assert info["format-specific"]["data"]["compression-type"] == "zstd" and info["cluster-size"] == 131072
+    assert base.stat().st_size < MiB and qcow2_files.read(path(volctl, "w")) == raw.read_bytes()

@@ -24,6 +24,7 @@ from volctl.images.gate import CheckedImage, check_fits
 from volctl.model import MiB
 
 FAST = ("-W", "-m", 16)
+PACKED = ("-c", "-m", 16)  # compressed clusters are written in their order
 MEMORY = 2048 * MiB  # the stacks of QEMU's 64 threads alone may be 512 MiB, though hardly any of it is ever touched
 _PERCENT = re.compile(r"\(([0-9.]+)/100%\)")
 
@@ -57,15 +58,14 @@ def copy_raw(source: Target, target: Target, progress: Progress) -> None:
 
 def make_image(source: Target, fd: int, format: str, progress: Progress, *, compress: bool = False) -> None:
     """Make the empty file open at `fd` an image of the source's content, holes kept; the caller syncs."""
-    how = ("-c", "-m", 16) if compress else FAST  # compressed clusters are written in their order
-    target = Target(Path(f"/dev/fd/{fd}"), format, zeroed=True)
-    _run(how, source, _size(source), target, progress, (fd,))
+    target = Target(Path(f"/dev/fd/{fd}"), format, zeroed=True, compress=compress)
+    _run((), source, _size(source), target, progress, (fd,))
 
 
 def _convert(source: Target, length: int | None, target: Target, progress: Progress, fds: tuple[int, ...] = ()) -> None:
     """Into a target that is there, and keeps its size."""
     zero = ("--target-is-zero",) if target.zeroed else ()
-    _run(("-n", *zero, *FAST), source, length, target, progress, fds)
+    _run(("-n", *zero), source, length, target, progress, fds)
 
 
 def _run(
@@ -77,8 +77,9 @@ def _run(
     fds: tuple[int, ...],
 ) -> None:
     cache = "none" if _direct(target.path) else "writeback"
+    speed = PACKED if target.compress else FAST
     result = command.run(
-        "qemu-img", "convert", "-p", *how, "-t", cache, "-f", source.format, "-O", target.format,
+        "qemu-img", "convert", "-p", *how, *speed, "-t", cache, "-f", source.format, "-O", target.format,
         str(source.path), str(target.path), ok=range(-64, 256), pass_fds=fds, on_output=_Watch(progress, length or 100),
         limits=command.Limits(memory=MEMORY), cage=Cage(reads=(source.path, *source.below), writes=(target.path,)),
     )  # fmt: skip

@@ -34,6 +34,11 @@ START, STOP = 30.0, 60.0  # seconds; what is stopped writes its last tables
 _FUSE = Path("/dev/fuse")
 
 
+def means() -> str:
+    """How volumes become devices here, for a person to read."""
+    return "a loop device over FUSE" if _FUSE.exists() else "none: there is no /dev/fuse (modprobe fuse)"
+
+
 @dataclass(frozen=True, slots=True)
 class Export:
     """Of the volume `name` of one database. `disk` is the raw file while a daemon shows it."""

@@ -10,15 +10,18 @@ from volctl.backend import Setup
 from volctl.errors import ConfigError
 from volctl.model import KiB, MiB, exact_size
 
-OPTIONS = ("cluster_size", "extended_l2", "lazy_refcounts", "preallocation")
+OPTIONS = ("cluster_size", "extended_l2", "lazy_refcounts", "preallocation", "compression")
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """`qemu-img create -o` of every file, and of those that lie over no other."""
+    """`qemu-img create -o` of every file, of those that lie over no other, and of image bases."""
 
     every: tuple[str, ...]
     blank: tuple[str, ...]
+    base: tuple[str, ...]
+    compress: bool
+    """Bases are written compressed."""
 
 
 def layout(setup: Setup) -> Layout:
@@ -29,10 +32,18 @@ def layout(setup: Setup) -> Layout:
         f"extended_l2={_switch(setup.name, options, 'extended_l2')}",
         f"lazy_refcounts={_switch(setup.name, options, 'lazy_refcounts')}",
     )
-    preallocation = options.get("preallocation", "off")
-    if preallocation not in ("off", "metadata"):
-        raise ConfigError(f"backend {setup.name}: preallocation = {preallocation!r} is neither off nor metadata")
-    return Layout(every, (*every, f"preallocation={preallocation}"))
+    preallocation = _choice(setup.name, options, "preallocation", ("off", "metadata"))
+    compression = _choice(setup.name, options, "compression", ("off", "zlib", "zstd"))
+    base = every if compression == "off" else (*every, f"compression_type={compression}")
+    return Layout(every, (*every, f"preallocation={preallocation}"), base, compression != "off")
+
+
+def _choice(backend: str, options: Mapping[str, Any], option: str, known: tuple[str, ...]) -> str:
+    """The first is the default."""
+    value = options.get(option, known[0])
+    if value not in known:
+        raise ConfigError(f"backend {backend}: {option} = {value!r} is not one of {', '.join(known)}")
+    return str(value)
 
 
 def _switch(backend: str, options: Mapping[str, Any], option: str) -> str:

@@ -10,7 +10,7 @@ from volctl.confine import Cage
 from volctl.errors import InUseError, NoSpaceError, VolctlError
 from volctl.model import MiB
 
-LIMITS = command.Limits(memory=512 * MiB)
+LIMITS = command.Limits(memory=2048 * MiB)  # what the stacks of its threads may take counts, touched or not
 AT_ONCE = 60.0  # seconds for what only writes a header
 
 
