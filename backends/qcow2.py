@@ -127,8 +127,7 @@ class Qcow2(Shelf):
         compress = target.kind == "image" and self._layout.compress
         yield Target(self.path(target), "qcow2", zeroed=True, size=size, compress=compress)
         with self._opened(f"write {target.name}") as layers:
-            with layers.place.existing(target.name, os.O_RDWR):
-                pass  # synced when this ends
+            layers.flush(target.name)
             if (found := layers.verified(target.name)).size != size or found.backing:
                 raise BackendError(f"{target.name} has {found.size} bytes instead of {size}")
         self.describe(target)
@@ -151,8 +150,7 @@ class Qcow2(Shelf):
             elif size > length:
                 export.stop()
                 tool.resize(self.path(volume), layers.paths_below(volume.name), size)
-            with layers.place.existing(volume.name, os.O_RDWR):
-                pass  # synced when this ends
+            layers.flush(volume.name)
 
     def snapshot(self, volume: Object, snapshot: Object) -> None:
         with self._opened(f"snapshot {volume.name} as {snapshot.name}") as layers:
@@ -260,8 +258,7 @@ class Qcow2(Shelf):
         with self._opened(f"detach {volume.name}") as layers:
             self._export(volume).detach()
             if layers.place.stat(volume.name):
-                with layers.place.existing(volume.name, os.O_RDWR):
-                    pass  # synced when this ends
+                layers.flush(volume.name)
                 layers.collect_below(volume.name)
 
     def attached(self, volume: Object, device: str | None = None) -> Attached | None:

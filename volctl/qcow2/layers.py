@@ -161,6 +161,11 @@ class Layers:
         self.freeze(source.name, layer(point), switch)
         return layer(point)
 
+    def flush(self, name: str) -> None:
+        """What programs wrote into the file is on the disk."""
+        with self.place.existing(name, os.O_RDWR):
+            pass
+
     # -- take apart
 
     def remove(self, name: str) -> None:
@@ -222,7 +227,7 @@ class Layers:
             self._commit(child, name)
         else:
             tool.rebase(self.place.path / child, parent, self.paths_below(child))
-            self._flush(child)
+            self.flush(child)
             self.place.remove(name)
         self.chains.note(child, {parent})
         self.chains.note(name, {None})
@@ -246,10 +251,6 @@ class Layers:
     def _allocated(self, name: str) -> int:
         found = self.place.stat(name)
         return found.st_blocks * 512 if found else 0
-
-    def _flush(self, name: str) -> None:
-        with self.place.existing(name, os.O_RDWR):
-            pass
 
 
 def _noted(name: str) -> str:
