@@ -9,8 +9,9 @@ The contract of every method that touches storage:
 - "Not there" counts only after the pool itself was seen (`check`): a directory that is not mounted
   or a volume group that is missing raises `BackendError`.
 - When it returns, bytes, directory entries and metadata are durable (synced).
-- What it makes carries the target's `about`, where there is one, once its content is whole: the row can
-  be made again from it. It stays with the object whatever is done to that, until `describe` changes it.
+- What it makes carries the target's `about`, where there is one: the row can be made again from it. Once
+  its content is whole, where that costs nothing more (LVs carry it from the start). It stays with the
+  object whatever is done to that, until `describe` changes it.
 - It touches nothing but objects whose names it was given, and only in a pool that carries our mark
   (the uuid of our database).
 - It raises only `VolctlError`: `NoSpaceError` when the pool is full, `AccessError` for rights,

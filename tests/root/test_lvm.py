@@ -23,6 +23,7 @@ from volctl.model import MiB, Object
 
 class Suite(Conformance):
     holds_files = False
+    carries_when_whole = False
     least_steps = 2
     options: ClassVar[dict[str, object]]
 
