@@ -197,7 +197,7 @@ def test_what_is_no_image_file(cli: Cli) -> None:
     cli.refused(4, "not_found", "create", "v", "--from-image", "nothere.qcow2")
     cli.refused(4, "not_found", "create", "v", "--from-image", "volume:nothere")
     cli.refused(2, "usage", "create", "v", "--from-image", "")
-    cli.refused(2, "usage", "create", "v", "--from-image", "https://example.org/i.qcow2")
+    cli.refused(2, "usage", "create", "v", "--from-image", "https://user:secret@example.org/i.qcow2")
     (cli.home / "loop").symlink_to("loop")
     cli.refused(7, "image_format", "create", "v", "--from-image", "loop")
 
