@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.conftest import Cli
+from tests.cli.conftest import Cli, MiB
 from tests.conftest import Volctl
 from volctl.model import CreateRequest, to_json
 from volctl.service import Options, Session, Watcher, doctor, open_session, snapshots, types, volumes
@@ -138,6 +138,24 @@ def _contents(world: World) -> dict[str, bytes]:
 def lose(cli: Cli) -> None:
     for path in cli.state.glob("volctl.db*"):
         path.unlink()
+
+
+def test_cached_images_are_known_no_more_and_go_first(cli: Cli) -> None:
+    """On qcow2 volumes lie over them, so they are not orphans."""
+    cli.configure(CONFIG.format(kind="qcow2", home=cli.home))
+    cli("backend", "init", "qcow2", "--yes")
+    (cli.home / "disk.raw").write_bytes(random.Random(1).randbytes(MiB))
+    cli("create", "v", "--from-image", "disk.raw")
+    (image,) = (cli.home / "qcow2").glob("image-*")
+    lose(cli)
+    cli("doctor", "--rebuild", "--yes")
+    assert cli.json("doctor") == []
+    assert [entry["id"] for entry in cli.json("image", "cache", "list")] == [image.name.removeprefix("image-")]
+    cli("create", "w", "--from-image", "disk.raw")
+    assert len(cli.json("image", "cache", "list")) == 2
+    cli("delete", "v", "w", "--yes")
+    cli("image", "cache", "prune", "--yes")
+    assert cli.json("doctor") == []
 
 
 def test_the_recipe_is_told_and_asked_for(cli: Cli) -> None:

@@ -1,7 +1,8 @@
 """`doctor --rebuild`: a database that is lost, made again from what the objects carry (`volctl.db.about`).
 
-Not known any more: registered and cached images, limits, events, flows, and of a volume its attempts, its
-explanation and when it became available. All or nothing: until the new file is in place there is none.
+Not known any more: registered images and what cached ones are of, limits, events, flows, and of a volume
+its attempts, its explanation and when it became available. All or nothing: until the new file is in place
+there is none.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from volctl.backend import Attached, Backend
 from volctl.config import Config, Places, load, places
-from volctl.db import events, snapshots, types, volumes
+from volctl.db import events, image_cache, snapshots, types, volumes
+from volctl.db.image_cache import CachedImage
 from volctl.db.store import Store, check_integrity, keep_owner, open_store, recreate
 from volctl.engine.locks import LockDirectory
 from volctl.errors import BackendError, ConflictError, DatabaseError, LockedError, NotFoundError
@@ -116,6 +118,7 @@ class _Rows:
     types: dict[str, Json] = field(default_factory=dict)
     volumes: dict[str, Json] = field(default_factory=dict)
     snapshots: dict[str, Json] = field(default_factory=dict)
+    cached: list[CachedImage] = field(default_factory=list)
     told: list[Finding] = field(default_factory=list)
     _names: set[tuple[str, str, str]] = field(default_factory=set)
 
@@ -123,7 +126,10 @@ class _Rows:
         listing = backend.listing()
         sizes = {target: info.size for target, info in listing.objects.items()}
         for target in backend.described():
-            if target.kind == "image" or target not in sizes:
+            if target not in sizes:
+                continue
+            if target.kind == "image":
+                self.cached.append(_cached(target, backend.name, sizes[target]))
                 continue
             made = self.volumes if target.kind == "volume" else self.snapshots
             if target.id in made:
@@ -188,6 +194,8 @@ class _Rows:
         request = str(uuid.uuid4())
         for row in self.types.values():
             types.restore(tx, row)
+        for entry in self.cached:
+            image_cache.insert_entry(tx, entry)
         for noun, rows in (("volume", self.volumes), ("snapshot", self.snapshots)):
             for row in rows.values():
                 if noun == "volume":
@@ -195,6 +203,13 @@ class _Rows:
                 else:
                     snapshots.insert_row(tx, row)
                 events.add(tx, f"{noun}.status", row["id"], request, {"from": None, "to": row["status"]})
+
+
+def _cached(target: Object, backend: str, size: int) -> CachedImage:
+    """An image-volume of which nobody knows the image: never cloned again, and the first to go."""
+    key, long_ago = f"lost:{target.id}", "1970-01-01T00:00:00.000000Z"
+    sizes = (size, 0, size)
+    return CachedImage(target.id, backend, key, key, "", "raw", None, *sizes, image_cache.AVAILABLE, long_ago, long_ago)
 
 
 def _with_times(row: Json) -> Json:
