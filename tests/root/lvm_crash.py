@@ -20,8 +20,8 @@ from tests.root.lvm_rig import run, volume_group
 MiB = 1024**2
 SIZE = 4 * MiB
 GROUPS = {"thin": "kill-thin", "thick": "kill-thick"}
-SETTLE = ("quota", "set", "--volumes", "1000")
-"""A command that does nothing of its own but settles all, for which one that only reads might lack the time."""
+SETTLE = ("quota", "set", "--volumes", "1000", "--json")
+"""Does nothing of its own but settles all, for which a command that only reads might lack the time; tells the use."""
 PATIENCE = 120.0  # seconds a killed command's children may go on
 
 
@@ -72,7 +72,7 @@ class Rig:
         settling = self.run(*SETTLE)
         if settling.status:
             return [f"the next command: exit {settling.status}: {settling.err}"]
-        told = self.run("quota", "show", "--json", status=0).json()
+        told = settling.json()
         groups = [GROUPS[backend] for backend in reads]
         return lvm_oracle.check(
             lvm_oracle.World(self.state, GROUPS, self.contents | contents, self.foreign, groups, told)

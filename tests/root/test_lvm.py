@@ -131,4 +131,4 @@ class TestThick(Suite):
 
 class TestRaid1(Suite):
     options: ClassVar[dict[str, object]] = {"provisioning": "thick", "mirrors": 1, "clear": "none"}
-    stride = 3
+    stride = 5  # a mirror takes seconds to make here

@@ -1,6 +1,7 @@
 """kill -9 on real LVM: at every commit, outside action and program of every verb; then one command; then all holds.
 
-Of a verb's points every `VOLCTL_KILL_STRIDE`th is taken (1: all), from another one on for each verb.
+Of a verb's points every `VOLCTL_KILL_STRIDE`th is taken (1: all; hours where the processor is emulated), from
+another one on for each verb.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import pytest
 
 from tests.engine.crash import KILLED, Ended
 from tests.oracle import Content, Row
-from tests.root.lvm_crash import Rig, furnished
+from tests.root import lvm_oracle
+from tests.root.lvm_crash import GROUPS, Rig, furnished
+from tests.root.lvm_rig import run
 
 STRIDE = int(os.environ.get("VOLCTL_KILL_STRIDE", "9"))
 Verdict = Callable[["Fate"], str | None]
@@ -122,6 +125,34 @@ BOTH = [*((name, "thin") for name in CASES), *((name, "thick") for name in THICK
 def rig(disks: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     with furnished(tmp_path_factory.mktemp("kill"), disks) as made:
         yield made
+
+
+def test_the_oracle_sees_what_is_wrong(rig: Rig) -> None:
+    """Each thing that a crash might leave, made by hand."""
+    group, row = GROUPS["thin"], rig.there("src-thin")
+    name, lost = f"{group}/volume-{row['id']}", "volume-00000000-0000-4000-8000-000000000000"
+    run("lvcreate", "-y", "-an", "-L", "4m", "-n", lost, "--addtag", "volctl", group)
+    assert [line.split(" (")[0] for line in rig.settled()] == [f"{group}/{lost} has no row"]
+    run("lvremove", "-y", f"{group}/{lost}")
+    run("lvchange", "-ay", "-K", name)
+    assert rig.settled() == [f"{name} (src-thin) is active, and not attached"]
+    run("dmsetup", "suspend", f"/dev/{name}")
+    assert any("is suspended" in line for line in rig.settled())
+    run("dmsetup", "resume", f"/dev/{name}")
+    with Path("/dev", name).open("r+b") as file:
+        file.write(b"changed")
+    run("lvchange", "-an", name)
+    assert rig.settled("thin") == [f"{name} (src-thin) differs from its source at 0"]
+    rig.write("src-thin", "now")
+    home = rig.foreign[f"{group}/home"]
+    Path("/dev", group, "home").write_bytes(b"changed")
+    assert rig.settled("thin") == [f"{group}/home is not ours and was changed"]
+    Path("/dev", group, "home").write_bytes((rig.root / "now").read_bytes()[::-1])
+    assert lvm_oracle.marks([f"{group}/home"]) == {f"{group}/home": home}
+    run("lvrename", name, f"{group}/away")
+    assert f"{name} (src-thin) is available, but there is no such LV" in rig.settled()
+    run("lvrename", f"{group}/away", name)
+    assert rig.settled("thin") == []
 
 
 @pytest.mark.parametrize(("name", "backend"), BOTH)
