@@ -130,6 +130,17 @@ def test_of_twenty_at_once_one_fills_and_the_others_clone(caching: Rig) -> None:
     assert check(caching, *(f"v{number}" for number in range(20))) == []
 
 
+def test_creates_and_prunes_at_once_get_along(caching: Rig) -> None:
+    names = [f"v{number}" for number in range(6)]
+    pids = []
+    for name in names:
+        pids.append(caching.start("create", name, "--from-image", caching.qcow2))
+        pids.append(caching.start("image", "cache", "prune", "--all"))
+    ended = [caching.join(pid) for pid in pids]
+    assert [(done.status, done.err) for done in ended if done.status or done.err] == []
+    assert check(caching, *names) == []
+
+
 def test_who_waits_gives_up_at_its_timeout_and_not_before(caching: Rig) -> None:
     caching.order("a", written={"pause": 3, "times": 1})
     first = caching.start("create", "v", "--from-image", caching.qcow2)

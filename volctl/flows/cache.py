@@ -22,7 +22,7 @@ from volctl.db.image_cache import AVAILABLE, FILLING, CachedImage
 from volctl.engine import journal
 from volctl.engine.locks import EXCLUSIVE, SHARED
 from volctl.engine.run import Engine
-from volctl.errors import INTERRUPTIONS, BackendError, ImageError, InUseError, NoSpaceError, VolctlError
+from volctl.errors import INTERRUPTIONS, BackendError, ConflictError, ImageError, NoSpaceError, VolctlError
 from volctl.flows import pools
 from volctl.flows.context import Context
 from volctl.flows.image_cache import EvictState, FillState, excess
@@ -48,6 +48,7 @@ def unused(env: Context, backend: Backend) -> str | None:
 def clone(run: CreateRun, backend: Backend, image: CheckedImage) -> bool:
     """Clone the volume from the cache, which is filled first if need be. False: it must be made directly."""
     env, state = run.env, run.state
+    state.cached = None
     if not state.content or unused(env, backend):
         return False
     size = round_up(image.virtual_size, backend.capabilities.granule)
@@ -194,8 +195,8 @@ def evict(engine: Engine[Context], entry: CachedImage) -> bool:
             engine.start("image_cache_evict", state, object_id=entry.id, locks=locks)
         except INTERRUPTIONS:
             raise
-        except InUseError:
-            return False  # volumes need it
+        except ConflictError:
+            return False  # volumes need it, or another command was faster
         except VolctlError as error:
             engine.warn(f"cached image {entry.id} could not be deleted: {error.message}")
             return False
