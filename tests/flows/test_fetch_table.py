@@ -30,16 +30,19 @@ PAGE = REPO / "docs" / "fetch.md"
 CONTENT = random.Random(11).randbytes(1 << 20)
 OTHER = random.Random(12).randbytes(1 << 20)
 CUT = 300_000
-PATIENCE, TRIES = 1, 3
+PATIENCE, TRIES = 3, 3
 CONFIG = f"[images]\nfetch_timeout = {PATIENCE}\nfetch_attempts = {TRIES}\n"
-DAY_OLD, FRESH = formatdate(time() - 86400, usegmt=True), formatdate(time(), usegmt=True)
+DAY_OLD = formatdate(time() - 86400, usegmt=True)
+JUST_NOW = "the time at which the case begins"
 
 
 def page(*faults: Fault, **file: str | None) -> Callable[[Web], str]:
     """The image at a path, with these faults, one after the other."""
 
     def put(web: Web) -> str:
-        web.files["/disk.raw"] = File(CONTENT, [*faults], **file)  # type: ignore[arg-type]
+        made = web.files["/disk.raw"] = File(CONTENT, [*faults], **file)  # type: ignore[arg-type]
+        if made.modified == JUST_NOW:
+            made.modified = formatdate(usegmt=True)
         return web.url("/disk.raw")
 
     return put
@@ -60,7 +63,9 @@ def stalls(web: Web) -> str:
 
 
 def hold(web: Web) -> None:
+    """Send no more, and nothing after that."""
     web.stop.wait(60)
+    raise ConnectionError
 
 
 def always_silent(web: Web) -> str:
@@ -123,7 +128,7 @@ CASES = {
     "announces more bytes than the file has": Case(
         GOES_ON, "", page(Fault(headers={"Content-Length": str(len(CONTENT) + 1000)}))
     ),
-    "closes, and a Last-Modified of just now, no ETag": Case(AGAIN, "", page(cut(), etag=None, modified=FRESH), CUT),
+    "closes, and a Last-Modified of just now, no ETag": Case(AGAIN, "", page(cut(), etag=None, modified=JUST_NOW), CUT),
     "closes, and has a weak ETag": Case(AGAIN, "", page(cut(), etag='W/"one"'), CUT),
     "closes, and has no validator": Case(AGAIN, "", page(cut(), etag=None), CUT),
     "closes, and ignores Range": Case(AGAIN, "", page(cut(), Fault(ignore_range=True)), CUT),
@@ -135,7 +140,7 @@ CASES = {
     "does not answer, once": Case(TRIES_AGAIN, "", page(Fault(silent=True))),
     "500, once": Case(TRIES_AGAIN, "", page(status(500, 1))),
     "503 with Retry-After, once": Case(TRIES_AGAIN, "", page(status(503, 1, Retry_After="1"))),
-    "429 with a Retry-After that is a date": Case(TRIES_AGAIN, "", page(status(429, 1, Retry_After=FRESH))),
+    "429 with a Retry-After that is a date": Case(TRIES_AGAIN, "", page(status(429, 1, Retry_After=DAY_OLD))),
     "sends it in chunks, no length announced": Case(TAKES, "", page(Fault(chunked=True))),
     "announces no length, and closes at the end": Case(TAKES, "", page(Fault(headers={"Content-Length": None}))),
     "sends it slowly": Case(TAKES, "", page(Fault(drip=0.02, piece=64 * 1024))),
