@@ -5,7 +5,7 @@
     kind = "qcow2"
     directory = "/srv/disks"       # absolute; `volctl backend init disks` puts the marker there
     cluster_size = "64K"
-    extended_l2 = false            # subclusters: less is copied by a small write over a snapshot
+    extended_l2 = true             # subclusters: a small write over a snapshot copies 2 KiB of it, not 64
     lazy_refcounts = false
     preallocation = "off"          # "metadata": of blank volumes
     compression = "off"            # of image bases: "zlib", "zstd"

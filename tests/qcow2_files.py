@@ -28,13 +28,16 @@ def read(path: Path) -> bytes:
         version, at, length, bits, size, _, l1_size, l1_at = struct.unpack_from(">IQIIQIIQ", header, 4)
         (features,) = struct.unpack_from(">Q", header, 72)
         assert header[:4] == b"QFI\xfb" and version == 3, f"{path} is no qcow2 file"
-        if features & ~1:
+        extended = bool(features & 16)
+        if features & ~17:
             return _read_by_qemu(path)
         below = bytearray(read(path.parent / os.pread(file.fileno(), length, at).decode())) if at else bytearray()
         disk = below[:size].ljust(size, b"\0")
         for number, table in enumerate(_entries(file.fileno(), l1_at, l1_size)):
             if table & _OFFSET:
-                _read_table(file.fileno(), table & _OFFSET, number << (2 * bits - 3), 1 << bits, disk)
+                start = number << (2 * bits - (4 if extended else 3))
+                read_table = _read_extended if extended else _read_table
+                read_table(file.fileno(), table & _OFFSET, start, 1 << bits, disk)
     return bytes(disk)
 
 
@@ -68,6 +71,18 @@ def _read_table(fd: int, table: int, start: int, cluster: int, disk: bytearray) 
         if entry and at < len(disk):
             data = bytes(cluster) if entry & 1 else os.pread(fd, cluster, entry & _OFFSET).ljust(cluster, b"\0")
             disk[at : at + cluster] = data[: len(disk) - at]
+
+
+def _read_extended(fd: int, table: int, start: int, cluster: int, disk: bytearray) -> None:
+    """Of 32 subclusters in each cluster: the low half of a bitmap says which are there, the high one which are zero."""
+    words, part = _entries(fd, table, cluster // 8), cluster // 32
+    for number, (entry, bitmap) in enumerate(zip(words[::2], words[1::2], strict=True)):
+        assert not entry & 1 << 62, "compressed"
+        for bit in range(32) if bitmap else ():
+            at = start + number * cluster + bit * part
+            if at < len(disk) and bitmap >> bit & (1 | 1 << 32):
+                data = os.pread(fd, part, (entry & _OFFSET) + bit * part) if bitmap >> bit & 1 else b""
+                disk[at : at + part] = data.ljust(part, b"\0")[: len(disk) - at]
 
 
 def _read_by_qemu(path: Path) -> bytes:

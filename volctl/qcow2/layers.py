@@ -226,6 +226,8 @@ class Layers:
         if self._allocated(child) <= self._allocated(name) + (0 if parent else header.size // SCAN):
             self._commit(child, name)
         else:
+            if self.header(name).size < header.size:  # QEMU before 8.1 may loop for ever over a shorter file
+                tool.resize(self.place.path / name, self.paths_below(name), header.size)
             tool.rebase(self.place.path / child, parent, self.paths_below(child))
             self.flush(child)
             self.place.remove(name)

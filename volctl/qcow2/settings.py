@@ -11,6 +11,7 @@ from volctl.errors import ConfigError
 from volctl.model import KiB, MiB, exact_size
 
 OPTIONS = ("cluster_size", "extended_l2", "lazy_refcounts", "preallocation", "compression")
+LEAST_EXTENDED = 16 * KiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +27,12 @@ class Layout:
 
 def layout(setup: Setup) -> Layout:
     options = setup.options
+    cluster = _cluster_size(setup.name, options)
     every = (
         "compat=1.1",
-        f"cluster_size={_cluster_size(setup.name, options)}",
-        f"extended_l2={_switch(setup.name, options, 'extended_l2')}",
-        f"lazy_refcounts={_switch(setup.name, options, 'lazy_refcounts')}",
+        f"cluster_size={cluster}",
+        f"extended_l2={_switch(setup.name, options, 'extended_l2', cluster >= LEAST_EXTENDED)}",
+        f"lazy_refcounts={_switch(setup.name, options, 'lazy_refcounts', False)}",
     )
     preallocation = _choice(setup.name, options, "preallocation", ("off", "metadata"))
     compression = _choice(setup.name, options, "compression", ("off", "zlib", "zstd"))
@@ -46,8 +48,8 @@ def _choice(backend: str, options: Mapping[str, Any], option: str, known: tuple[
     return str(value)
 
 
-def _switch(backend: str, options: Mapping[str, Any], option: str) -> str:
-    value = options.get(option, False)
+def _switch(backend: str, options: Mapping[str, Any], option: str, default: bool) -> str:
+    value = options.get(option, default)
     if not isinstance(value, bool):
         raise ConfigError(f"backend {backend}: {option} = {value!r} is neither true nor false")
     return "on" if value else "off"
@@ -59,7 +61,7 @@ def _cluster_size(backend: str, options: Mapping[str, Any]) -> int:
         size = exact_size(value) if isinstance(value, str) else 0
     except ValueError:
         size = 0
-    least = 16 * KiB if options.get("extended_l2") is True else 4 * KiB
+    least = LEAST_EXTENDED if options.get("extended_l2") is True else 4 * KiB
     if size & (size - 1) or not least <= size <= 2 * MiB:
         said = f"backend {backend}: cluster_size = {value!r} is not a power of two from {least // KiB}K to 2M"
         raise ConfigError(said, hint='write cluster_size = "64K"')
