@@ -92,10 +92,16 @@ def another(world: Rig) -> Iterator[Rig]:
         try:
             yield rig
         finally:
-            for row in oracle.load(rig.state)["volumes"]:
-                if row["status"] == "in-use":
-                    rig.run("detach", row["id"])
-            detach(rig.root)
+            let_go(rig)
+
+
+def let_go(rig: Rig) -> None:
+    """Detach what is attached, as far as there is a state that knows it."""
+    if (rig.state / "volctl.db").exists():
+        for row in oracle.load(rig.state)["volumes"]:
+            if row["status"] == "in-use":
+                rig.run("detach", row["id"])
+    detach(rig.root)
 
 
 def detach(root: Path) -> None:

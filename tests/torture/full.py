@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.engine.crash import Ended, Rig
-from tests.torture.core import MAKE, Budget, Tally, another, detach, mounted, quiet, worlds
+from tests.torture.core import MAKE, Budget, Tally, another, detach, let_go, mounted, quiet, worlds
 from tests.torture.verbs import VERBS, Verb, outcome
 
 PLACES = {"volumes": ("a",), "state": ("state",), "everything": ("state", "a", "b")}
@@ -101,6 +101,7 @@ def placed(rig: Rig, mount: Path, place: str) -> Iterator[None]:
     try:
         yield
     finally:
+        let_go(rig)
         detach(mount)
         for name in PLACES[place]:
             shutil.rmtree(mount / name)

@@ -52,6 +52,7 @@ def suite(*words: str) -> Run:
     return run
 
 
+HOSTILE = ("tests/cli/test_attacks.py", "tests/unit/test_gate_fuzz.py", "tests/unit/test_gate.py")
 FILES = ("loop", "qcow2")
 ALL = ("caching", "loop", "reflink", "qcow2")
 PARTS = (
@@ -76,12 +77,21 @@ PARTS = (
     Part("machine", "steps of a state machine over the service, with deaths and faults", machine.run, ("fake",), 2),
     Part("orphans", "children that outlive or hang, terminals that go, results nobody takes", orphans.run, ("loop",)),
     Part("creates", "concurrent creates, clones, deletes (tests)", suite("tests/cli/test_concurrency.py"), ("loop",)),
-    Part("images", "hostile images (tests)", suite("tests/unit/test_gate.py"), ("any",)),
+    Part("images", "hostile images and mutated headers (tests)", suite(*HOSTILE), ("any",)),
+    Part("fetch", "servers that misbehave (tests)", suite("tests/flows/test_fetch_table.py"), ("any",)),
+    Part("rebuild", "a lost database made again (tests)", suite("tests/cli/test_rebuild.py"), ("any",)),
     Part("planted", "mistakes planted on purpose", planted.run, ("any",), on_request=True),
     Part(
+        "powercuts",
+        "power cuts in a virtual machine (tests)",
+        suite("tests/system/test_powercut.py"),
+        ("lvm",),
+        on_request=True,
+    ),
+    Part(
         "vm",
-        "real LVM: kills, power cuts, full pools, broken disks (tests in a virtual machine)",
-        suite("tests/system/test_vm.py", "tests/system/test_powercut.py"),
+        "real LVM in a virtual machine: kills, full pools, broken disks (tests)",
+        suite("tests/system/test_vm.py"),
         ("lvm",),
         on_request=True,
     ),

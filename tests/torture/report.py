@@ -56,13 +56,18 @@ def known(page: str) -> dict[tuple[str, str], tuple[str, ...]]:
 
 
 def render(lines: list[Line], results: Mapping[tuple[str, str], tuple[str, ...]]) -> str:
-    rows = [COLUMNS, *((line.what, line.where, *results.get(line.key, NOT_RUN), f"`{line.command}`") for line in lines)]
+    rows = [COLUMNS, *(_row(line, results.get(line.key, NOT_RUN)) for line in lines)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
     text = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
     ]
     text.insert(1, "| " + " | ".join("-" * width for width in widths) + " |")
     return HEAD + "\n".join(text) + "\n"
+
+
+def _row(line: Line, result: tuple[str, ...]) -> tuple[str, ...]:
+    seed = f" --seed {result[2]}" if result[2] else ""
+    return line.what, line.where, *result, f"`{line.command}{seed}`"
 
 
 def write(lines: list[Line], results: Mapping[tuple[str, str], tuple[str, ...]], page: Path = PAGE) -> None:
