@@ -7,7 +7,7 @@ import unicodedata
 
 import pytest
 
-from volctl.flows.request import check_text
+from volctl.flows.words import check_text
 from volctl.model import check_name
 
 NAMES = ["a", "A", "0", "a.b", "a-b", "a_b", "web-1.old_2", "a" * 63, "deadbeef", "0-0", "volume", "snap-1"]

@@ -5,9 +5,8 @@ Reads rows and image headers, changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from volctl.db import images, snapshots, types, volumes
 from volctl.db.quotas import Usage
@@ -23,6 +22,7 @@ from volctl.errors import (
 from volctl.flows import pools, refs
 from volctl.flows.context import Context
 from volctl.flows.create import CreateState
+from volctl.flows.words import description, properties, usage
 from volctl.images import checksums, content
 from volctl.images.gate import CheckedImage, check_disk_fits, check_fits
 from volctl.model import (
@@ -47,53 +47,6 @@ if TYPE_CHECKING:
 
 TYPE_PROPERTY = "volctl_type"
 HINTS = ("same-backend", "different-backend")
-T = TypeVar("T")
-
-
-def usage(check: Callable[[str], T], text: str) -> T:
-    """The value of `check(text)`; its ValueError as a `UsageError`."""
-    try:
-        return check(text)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-
-
-def properties(pairs: tuple[str, ...] | list[str]) -> dict[str, str]:
-    """`KEY=VALUE` texts as a dictionary: keys 1 to 255 characters, values to 255."""
-    found: dict[str, str] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise UsageError(f"{pair!r} is not KEY=VALUE")
-        found[checked(key, "a property's key", least=1)] = checked(value, f"the property {key!r}")
-    return found
-
-
-def check_text(text: str, what: str, limit: int = 255, least: int = 0) -> str:
-    """User text for a description or a property; ValueError for control and unassigned characters."""
-    import unicodedata
-
-    if not least <= len(text) <= limit:
-        raise ValueError(f"{what} has {len(text)} characters; allowed are {least} to {limit}")
-    for position, char in enumerate(text, 1):
-        if unicodedata.category(char) in ("Cc", "Cs", "Cn", "Zl", "Zp"):
-            raise ValueError(f"{what} has a forbidden character U+{ord(char):04X} at position {position}")
-    return text
-
-
-def checked(text: str, what: str, *, least: int = 0) -> str:
-    """User text of at most 255 characters."""
-    return usage(lambda value: check_text(value, what, least=least), text)
-
-
-def description(text: str | None) -> str | None:
-    return None if text is None else checked(text, "the description")
-
-
-def own_words(name: str | None, description_: str | None) -> dict[str, str | None]:
-    """The columns that a user sets on a volume or snapshot, checked; only those that are given."""
-    values: dict[str, str | None] = {} if name is None else {"name": usage(check_name, name)}
-    return values if description_ is None else values | {"description": description(description_)}
 
 
 @dataclass(frozen=True, slots=True)

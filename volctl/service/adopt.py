@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 
 from volctl.engine.locks import EXCLUSIVE
-from volctl.flows import request
+from volctl.flows import words
 from volctl.flows.adopt import AdoptState
 from volctl.model import Json, MiB, Volume, check_name
 from volctl.service.session import Session
@@ -23,8 +23,8 @@ def adopt(
 ) -> Volume:
     """Take a file or an LV that is on the backend already under management; no byte of it is touched."""
     session.env.backends.ask(backend)
-    named = None if name is None else request.usage(check_name, name)
-    text, pairs = request.description(description), request.properties(properties)
+    named = None if name is None else words.usage(check_name, name)
+    text, pairs = words.description(description), words.properties(properties)
     state = AdoptState(str(uuid.uuid4()), backend, session.project, source, "", "", named, text, pairs)
     with session.locked({state.volume_id: EXCLUSIVE}) as locks:
         session.engine.start("volume_adopt", state, object_id=state.volume_id, locks=locks)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from volctl.db import events, images, volumes
 from volctl.engine.locks import EXCLUSIVE
 from volctl.errors import ConflictError, UsageError
-from volctl.flows import refs, request
+from volctl.flows import refs, words
 from volctl.flows.image import ImageDeleteState, ImageState, check_free
 from volctl.flows.save import SaveState
 from volctl.images import http
@@ -41,11 +41,11 @@ def add(
     image_id = str(uuid.uuid4())
     state = ImageState(
         image_id,
-        None if name is None else request.usage(check_name, name),
+        None if name is None else words.usage(check_name, name),
         location,
         copy,
-        0 if min_disk is None else request.usage(parse_size, min_disk),
-        request.properties(properties),
+        0 if min_disk is None else words.usage(parse_size, min_disk),
+        words.properties(properties),
     )
     if location.startswith(refs.VOLUME_SCHEME):
         _volume_location(session, state)

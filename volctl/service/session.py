@@ -21,7 +21,7 @@ from volctl.engine.run import Engine
 from volctl.errors import AccessError, ConfigError, NoSpaceError, TimedOut, UsageError, VolctlError
 from volctl.flows import FLOWS, about
 from volctl.flows.context import Backends, Context
-from volctl.flows.request import usage
+from volctl.flows.words import usage
 from volctl.model import check_name, now
 
 READ_SETTLE = 5.0  # seconds a command that only reads spends on what others left

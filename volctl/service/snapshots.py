@@ -6,7 +6,7 @@ import uuid
 
 from volctl.db import snapshots
 from volctl.errors import ExistsError, UsageError
-from volctl.flows import refs, request
+from volctl.flows import refs, words
 from volctl.flows.snapshot import SnapshotState
 from volctl.model import Snapshot, Status, check_name
 from volctl.service.session import Session
@@ -30,9 +30,9 @@ def create(
         snapshot_id,
         found.id,
         session.project,
-        None if name is None else request.usage(check_name, name),
-        request.description(description),
-        request.properties(properties),
+        None if name is None else words.usage(check_name, name),
+        words.description(description),
+        words.properties(properties),
     )
     with session.locked_volume(found.id) as locks:
         session.engine.start("snapshot_create", state, object_id=snapshot_id, locks=locks)
@@ -69,8 +69,8 @@ def update(
     session: Session, ref: str, *, name: str | None, description: str | None, properties: tuple[str, ...]
 ) -> Snapshot:
     """Set what is given."""
-    more = request.properties(properties)
-    values = request.own_words(name, description)
+    more = words.properties(properties)
+    values = words.own_words(name, description)
     with session.store.write() as tx:
         found = refs.snapshot(tx, session.project, ref)
         if name is not None and (other := snapshots.by_name(tx, found.project, name)) and other.id != found.id:

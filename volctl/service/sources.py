@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 
 from volctl.db import images
 from volctl.errors import UsageError
-from volctl.flows import refs, request
+from volctl.flows import refs, request, words
 from volctl.flows.create import CreateState
 from volctl.flows.refs import SourceRef
 from volctl.model import CreateRequest, SourceKind, parse_size
@@ -58,7 +58,7 @@ def _state(session: Session, wanted: CreateRequest, source: SourceRef) -> Create
 
 def _wanted(session: Session, wanted: CreateRequest, url: str) -> fetch.Wanted:
     shown = proof.resolve(fetch.policy(session), url, wanted.checksum, wanted.signature, wanted.keyring)
-    size = None if wanted.size is None else request.usage(parse_size, wanted.size)
+    size = None if wanted.size is None else words.usage(parse_size, wanted.size)
     return fetch.Wanted(url, shown, wanted.image_format, size)
 
 

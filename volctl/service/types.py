@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from volctl.db import about, types, volumes
 from volctl.errors import ConflictError, ExistsError, NotFoundError
-from volctl.flows import request
+from volctl.flows import words
 from volctl.model import VolumeType, check_name
 from volctl.scheduler import check_specs
 from volctl.service.session import Session
@@ -12,13 +12,13 @@ from volctl.service.session import Session
 
 def create(session: Session, name: str, specs: tuple[str, ...], description: str | None = None) -> VolumeType:
     """`specs` as `KEY=VALUE`; one that can never match is a `UsageError`."""
-    request.usage(check_name, name)
-    found = request.properties(specs)
+    words.usage(check_name, name)
+    found = words.properties(specs)
     check_specs(found)
     with session.store.write() as tx:
         if types.find(tx, name):
             raise ExistsError(f"there is a volume type {name!r} already", hint="volctl type set changes it")
-        types.add(tx, name, found, request.description(description))
+        types.add(tx, name, found, words.description(description))
     return show(session, name)
 
 
@@ -37,11 +37,11 @@ def show(session: Session, name: str) -> VolumeType:
 
 def set_(session: Session, name: str, specs: tuple[str, ...], description: str | None = None) -> VolumeType:
     """Add or change specs; volumes that are there stay where they are."""
-    more = request.properties(specs)
+    more = words.properties(specs)
     found = show(session, name)
     check_specs(found.specs | more)
     with session.store.write() as tx:
-        text = found.description if description is None else request.description(description)
+        text = found.description if description is None else words.description(description)
         types.change(tx, name, specs=found.specs | more, description=text)
         about.outdate_type(tx, name)
     session.changed()

@@ -14,7 +14,7 @@ from volctl.db import snapshots, volumes
 from volctl.engine import journal
 from volctl.engine.locks import EXCLUSIVE, SHARED
 from volctl.errors import ConflictError, ExistsError, NotFoundError, UsageError, VolctlError
-from volctl.flows import pools, refs, request
+from volctl.flows import pools, refs, request, words
 from volctl.flows.attach import as_found, attachment
 from volctl.flows.context import Context
 from volctl.flows.create import CreateState
@@ -121,7 +121,7 @@ def _present(session: Session, wanted: CreateRequest) -> Volume | None:
 
 def _named(session: Session, wanted: CreateRequest) -> Volume | None:
     with session.store.read() as tx:
-        return volumes.by_name(tx, session.project, request.usage(check_name, wanted.name or ""))
+        return volumes.by_name(tx, session.project, words.usage(check_name, wanted.name or ""))
 
 
 def _awaited(session: Session, wanted: CreateRequest, busy: Volume) -> Volume | None:
@@ -281,7 +281,7 @@ def path(session: Session, ref: str) -> str:
 def extend(session: Session, ref: str, size: str) -> Volume:
     """Grow to SIZE, or by +SIZE."""
     volume, by, text = find(session, ref), size.startswith("+"), size.removeprefix("+")
-    state = ExtendState(volume.id, request.usage(parse_size, text), by=by)
+    state = ExtendState(volume.id, words.usage(parse_size, text), by=by)
     with session.locked_volume(volume.id) as locks:
         session.engine.start("volume_extend", state, object_id=volume.id, locks=locks)
     made = find(session, volume.id)
@@ -293,8 +293,8 @@ def update(
     session: Session, ref: str, *, name: str | None, description: str | None, properties: tuple[str, ...]
 ) -> Volume:
     """Set what is given."""
-    more = request.properties(properties)
-    values = request.own_words(name, description)
+    more = words.properties(properties)
+    values = words.own_words(name, description)
     with session.store.write() as tx:
         volume = refs.volume(tx, session.project, ref)
         if name is not None and (other := volumes.by_name(tx, volume.project, name)) and other.id != volume.id:
