@@ -167,17 +167,18 @@ def unheard(rig: Rig, rng: random.Random) -> list[str]:
 def hung_up(rig: Rig, rng: random.Random) -> list[str]:
     """The terminal goes while it works: a hang-up ends and undoes it; under nohup it goes on."""
     name, nohup = rng.choice(["create-image", "create-volume", "delete", "extend"]), rng.random() < 0.5
-    words = [*(["nohup"] if nohup else []), sys.executable, "-m", "volctl", *rig.words(VERBS[name].argv)]
+    words = [sys.executable, "-m", "volctl", *rig.words(VERBS[name].argv)]
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)  # it is inherited
     pid, terminal = pty.fork()
     if pid == 0:
         os.environ |= {"VOLCTL_STATE_DIR": str(rig.state), "VOLCTL_CONFIG": str(rig.root / "config.toml")}
         os.environ["PYTHONPATH"] = str(REPO)
         os.chdir(rig.root)
         os.execvp(words[0], words)
+    signal.signal(signal.SIGHUP, before)
     time.sleep(rng.uniform(0.02, 0.6))
     os.close(terminal)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    (rig.root / "nohup.out").unlink(missing_ok=True)
     allowed = {0, 1} if nohup else {0, 1, 129, -signal.SIGHUP}
     found = [] if status in allowed else [f"{name}{', nohup' * nohup}: exit {status}"]
     found += _after(rig, name, Ended(status, [], "", UNREADABLE))
