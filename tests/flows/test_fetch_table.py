@@ -175,7 +175,7 @@ CASES = {
     "sends slowly, and --timeout runs out": Case(
         GIVES_UP, "timeout", page(Fault(99, drip=0.3)), words=("--timeout", "2")
     ),
-    "sends slowly, and Ctrl-C is pressed": Case(GIVES_UP, "cancelled", page(Fault(99, drip=0.3))),
+    "sends slowly, and Ctrl-C is pressed": Case(GIVES_UP, "cancelled", page(Fault(99, drip=2.0))),
 }
 
 
