@@ -9,6 +9,8 @@ import os
 import shutil
 from pathlib import Path
 
+import pytest
+
 from tests.system.powercut import Instant, checked, copies_during
 
 CUTS = int(os.environ.get("VOLCTL_POWER_CUTS", "33"))
@@ -30,6 +32,7 @@ def in_flight(instant: Instant) -> list[str]:
     return open_ones
 
 
+@pytest.mark.guest
 def test_after_every_power_cut_one_command_puts_all_right(tmp_path: Path) -> None:
     every = copies_during(PROGRAM, tmp_path, ["128M", "128M"], every=0.5, most=ALL, since="ready")
     cut = [instant for instant in every if in_flight(instant)]
