@@ -84,7 +84,7 @@ PARTS = (
     Part(
         "powercuts",
         "power cuts in a virtual machine (tests)",
-        suite("tests/system/test_powercut.py"),
+        suite("tests/system/test_powercut_lvm.py"),
         ("lvm",),
         on_request=True,
     ),
