@@ -103,6 +103,9 @@ class Fake(Shelf):
         except FileNotFoundError:
             return {}
 
+    def free_space_key(self) -> str:
+        return self.pool()  # its room is its own
+
     def stats(self) -> Stats:
         with self._at("stats") as place:
             free = max(0, self._capacity - self._used(place))

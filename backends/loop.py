@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from functools import cached_property
 
 from volctl import files
-from volctl.backend import Attached, Capabilities, Progress, Setup, Stats, Target
+from volctl.backend import Attached, Capabilities, Progress, Setup, Target
 from volctl.errors import BackendError, ConfigError
 from volctl.files import loopdev
 from volctl.model import Object
@@ -48,17 +48,6 @@ class Loop(Shelf):
             sector_sizes=loopdev.SECTOR_SIZES,
             extra=self.setup.options.get("capabilities", {}),
         )
-
-    def free_space_key(self) -> str:
-        try:
-            return f"dev:{os.stat(self._directory.path).st_dev}"
-        except OSError:
-            return self.pool()  # `check` tells what is wrong with it
-
-    def stats(self) -> Stats:
-        with self._directory.opened("look at the free space") as place:
-            room = os.fstatvfs(place.fd)
-        return Stats(total=room.f_blocks * room.f_frsize, free=room.f_bavail * room.f_frsize)
 
     def create(self, target: Object, size: int) -> None:
         with self._directory.opened(f"create {target.name}") as place, place.fresh(target.name, self._ownership) as fd:

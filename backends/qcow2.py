@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from volctl import files
-from volctl.backend import Attached, Capabilities, Info, Listing, Progress, Setup, Stats, Target
+from volctl.backend import Attached, Capabilities, Info, Listing, Progress, Setup, Target
 from volctl.errors import BackendError, ConflictError, InternalError, InUseError, UsageError
 from volctl.files import loopdev
 from volctl.files.loopdev import LoopDevice
@@ -64,19 +64,8 @@ class Qcow2(Shelf):
             extra=self.setup.options.get("capabilities", {}),
         )
 
-    def free_space_key(self) -> str:
-        try:
-            return f"dev:{os.stat(self._directory.path).st_dev}"
-        except OSError:
-            return self.pool()  # `check` tells what is wrong with it
-
     def tools(self) -> list[str]:
         return ["qemu-img", PROGRAM]
-
-    def stats(self) -> Stats:
-        with self._directory.opened("look at the free space") as place:
-            room = os.fstatvfs(place.fd)
-        return Stats(total=room.f_blocks * room.f_frsize, free=room.f_bavail * room.f_frsize)
 
     @contextmanager
     def _opened(self, doing: str) -> Iterator[Layers]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from volctl import files
 from volctl.adoption import Adoption, Found
-from volctl.backend import Attached, Backend, Info, Listing, Problem, Setup, check_options
+from volctl.backend import Attached, Backend, Info, Listing, Problem, Setup, Stats, check_options
 from volctl.errors import BackendError, ConflictError, ExistsError, InUseError, NotFoundError, UsageError
 from volctl.model import Object
 
@@ -68,6 +68,17 @@ class Shelf(Backend):
 
     def pool(self) -> str:
         return os.path.realpath(self._directory.path)
+
+    def free_space_key(self) -> str:
+        try:
+            return f"dev:{os.stat(self._directory.path).st_dev}"
+        except OSError:
+            return self.pool()  # `check` tells what is wrong with it
+
+    def stats(self) -> Stats:
+        with self._directory.opened("look at the free space") as place:
+            room = os.fstatvfs(place.fd)
+        return Stats(total=room.f_blocks * room.f_frsize, free=room.f_bavail * room.f_frsize)
 
     def check(self) -> list[Problem]:
         trouble = self._directory.trouble()
