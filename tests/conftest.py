@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -170,6 +171,11 @@ def reflink_mount(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     yield mount
     subprocess.run(["umount", str(mount)], check=True)
     disk.unlink()
+
+
+def pytest_configure() -> None:
+    """A shell starts what it puts into the background with SIGINT ignored, and so would be all that we start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
