@@ -43,7 +43,7 @@ class Pool:
         """Make devices until so many percent are taken, or the kernel makes no more; their numbers."""
         number = FIRST
         while self.metadata_percent() < until:
-            for _ in range(32):
+            for _ in range(8):  # 2 % of the smallest metadata: not past the mark into a pool that takes no message
                 try:
                     self.message(f"create_thin {number}")
                 except OSError:
