@@ -208,3 +208,14 @@ def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
         report.outcome = "failed"
         report.longrepr = f"{report.nodeid} was skipped where everything must run: {reason}"
+
+
+@contextmanager
+def tmpfs(place: Path, size: str) -> Iterator[Path]:
+    """A file system in memory at the new directory `place`, gone when the block ends; `size` as for mount(8)."""
+    if os.geteuid():
+        pytest.skip("mounting a tmpfs needs root")
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", place], check=True)
+    yield place
+    subprocess.run(["umount", place], check=True)

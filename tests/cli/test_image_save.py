@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Cli, MiB
-from tests.conftest import Volctl
+from tests.conftest import Volctl, tmpfs
 from volctl.images.save import FORMATS
 
 SIZE = 6 * MiB
@@ -306,13 +306,8 @@ def test_a_qcow2_goes_out_as_raw_bytes(tmp_path: Path) -> None:
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
     """A file system with 1 MiB."""
-    if os.geteuid():
-        pytest.skip("mounting a tmpfs needs root")
-    place = tmp_path / "small"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", place], check=True)
-    yield place
-    subprocess.run(["umount", place], check=True)
+    with tmpfs(tmp_path / "small", "1m") as place:
+        yield place
 
 
 @pytest.mark.parametrize("way", WAYS, ids=" ".join)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import tmpfs
 from tests.unit import image_corpus as corpus
 from volctl.backend import Target
 from volctl.errors import BackendError, ImageTooBigError, ImageUnsafeError, InUseError, NoSpaceError, VolctlError
@@ -197,13 +198,8 @@ def test_source_in_use(held: Path, tmp_path: Path) -> None:
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
     """A file system with 4 MiB."""
-    if os.geteuid():
-        pytest.skip("mounting a tmpfs needs root")
-    place = tmp_path / "small"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", place], check=True)
-    yield place
-    subprocess.run(["umount", place], check=True)
+    with tmpfs(tmp_path / "small", "4m") as place:
+        yield place
 
 
 def test_full_disk(small: Path, tmp_path: Path) -> None:
