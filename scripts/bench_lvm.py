@@ -141,7 +141,7 @@ def convert(pool: Pool, image: Path, size: int, way: str) -> tuple[float, float]
     name, path = "peer", f"/dev/{pool.group}/peer"
     lvm = pool.lvcreate(size, name)
     zero = ["--target-is-zero"] if pool.kind == "thin" else []
-    words = ["qemu-img", "convert", "-n", *zero, "-W", "-m", "16", *DURABLE[way], "-f", "qcow2", "-O", "raw"]
+    words = ["qemu-img", "convert", "-n", *zero, "-W", *DURABLE[way], "-f", "qcow2", "-O", "raw"]
     taken = pool.tool(*words, str(image), path)
     if pool.kind == "thick":
         taken += pool.tool("blkdiscard", "--zeroout", "--offset", str(size - TAIL), path)

@@ -16,8 +16,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -102,8 +102,38 @@ def run(
     After `timeout` seconds the program is ended, which is a `BackendError`; `grace` is how long one
     that must be ended may take over it before it is killed.
     """
+    argv = _told(program, args)
+    with _caged(argv, limits, cage) as (prefix, fds, prepare):
+        child = _start([*(KEEP if keep_locks else prefix), *argv], {*pass_fds, *inherited, *fds}, on_output, prepare)
+    return Running(child, program, tuple(ok), timeout, grace).result()
+
+
+def start(
+    program: str,
+    *args: str | int,
+    ok: Iterable[int] = (0,),
+    pass_fds: Iterable[int] = (),
+    limits: Limits | None = None,
+    cage: Cage | None = None,
+) -> Running:
+    """The same beside what goes on here: its `result` must be asked for, or it be ended."""
+    argv = _told(program, args)
+    with _caged(argv, limits, cage) as (prefix, fds, prepare):
+        child = _start([*prefix, *argv], {*pass_fds, *inherited, *fds}, None, prepare)
+    return Running(child, program, tuple(ok), None, TERM_GRACE)
+
+
+def _told(program: str, args: Iterable[str | int]) -> list[str]:
     argv = [find(program), *map(str, args)]
     on_run(shlex.join([program, *argv[1:]]))
+    return argv
+
+
+@contextmanager
+def _caged(
+    argv: list[str], limits: Limits | None, cage: Cage | None
+) -> Iterator[tuple[Iterable[str], set[int], Callable[[], None] | None]]:
+    """The words before a program's own, the descriptors it needs, and what its process does first."""
     with cage.around(argv[0], bubblewrap()) if cage else nullcontext(Rules(enters=False)) as rules:
 
         def prepare() -> None:
@@ -111,14 +141,31 @@ def run(
                 _limit(limits)
             rules.enter()
 
-        words = [*KEEP, *argv] if keep_locks else [*rules.prefix, *argv]
-        child = _start(
-            words, {*pass_fds, *inherited, *rules.fds}, on_output, prepare if limits or rules.enters else None
-        )
-    result = _wait(child, program, timeout, grace)
-    if result.status not in ok:
-        raise failure(program, result)
-    return result
+        yield rules.prefix, {*rules.fds}, prepare if limits or rules.enters else None
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A program that was started; `ok` are its good exit statuses, times are in seconds."""
+
+    child: _Child
+    program: str
+    ok: tuple[int, ...]
+    timeout: float | None
+    grace: float
+
+    def result(self) -> Result:
+        """Wait for its end. `BackendError` with the last line of its stderr if its status was not to be."""
+        result = _wait(self.child, self.program, self.timeout, self.grace)
+        if result.status not in self.ok:
+            raise failure(self.program, result)
+        return result
+
+    def end(self) -> None:
+        """Nobody wants its result (any more)."""
+        group = self.child.process.pid
+        if group in _groups and _end(group, self.grace):
+            _groups.discard(group)
 
 
 def run_server(program: str, *args: str | int, timeout: float) -> None:
@@ -126,8 +173,7 @@ def run_server(program: str, *args: str | int, timeout: float) -> None:
 
     They are held until it is ready, or has failed, also if this process is killed meanwhile.
     """
-    argv = [find(program), *map(str, args)]
-    on_run(shlex.join([program, *argv[1:]]))
+    argv = _told(program, args)
     leave = [sys.executable, "-I", "-S", "-c", LEAVE, ",".join(map(str, sorted(inherited)))]
     result = _wait(_start([*leave, *argv], set(inherited), None, None), program, timeout, TERM_GRACE)
     if result.status:

@@ -106,6 +106,11 @@ class Volume(_Labelled):
     available_at: str | None
     updated_at: str
 
+    @property
+    def attachment(self) -> Attachment | None:
+        """The one that has a device, as the row has it."""
+        return next((noted for noted in self.attachments if noted.device is not None), None)
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot(_Labelled):

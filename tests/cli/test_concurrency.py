@@ -15,7 +15,7 @@ MANY = 64
 # One warm process forks them all: what they do at once is the same, the imports are paid once.
 FORK = """
 import json, os, sys
-import volctl.cli.app, volctl.service.volumes, volctl.cli.create, volctl.model, backends.loop
+import volctl.cli.app, volctl.service.creation, volctl.cli.create, volctl.model, backends.loop
 from volctl.cli import main
 home, commands = sys.argv[1], json.loads(sys.argv[2])
 gate, children = os.pipe(), {}

@@ -20,7 +20,7 @@ import pytest
 from tests.cli.conftest import Cli, MiB
 from tests.conftest import Volctl
 from volctl.model import CreateRequest, to_json
-from volctl.service import Options, Session, Watcher, doctor, open_session, snapshots, types, volumes
+from volctl.service import Options, Session, Watcher, creation, doctor, open_session, snapshots, types, volumes
 
 UNKNOWN = ("available_at", "updated_at", "attempts", "explanation")
 """What no object carries."""
@@ -79,7 +79,7 @@ class World:
         source = random.choice(sources) if sources else None
         size, type_name = None if source else f"{random.randint(3, 6)}M", random.choice((None, "gold"))
         wanted = CreateRequest(named, size=size, from_snapshot=source, type=type_name, **words)
-        made = volumes.create(s, wanted)
+        made = creation.create(s, wanted)
         if random.random() < 0.5:
             text = random.choice(TEXTS)
             taken = snapshots.create(s, made.id, random.choice((None, f"s-{name}")), description=text)

@@ -225,7 +225,7 @@ WORDS = st.one_of(
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(WORDS, max_size=7))
 def test_no_words_make_a_traceback(state: Path, capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
-    pytest.importorskip("volctl.service.volumes")
+    pytest.importorskip("volctl.service.creation")
     if "--follow" in argv or "-f" in argv or "wait" in argv:
         argv = [*argv, "--timeout", "200ms"]
     code = main(argv)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from volctl import errors
 from volctl.engine.task import Flow, Task
-from volctl.flows import FLOWS
+from volctl.flows import FLOWS, LITERALS
 
 Json = dict[str, Any]
 Step = Callable[..., Any]
@@ -35,7 +36,8 @@ def inject(change: Json) -> None:
             tasks.append(failing(task, change))
     new: Flow[Any, Any] = Flow(flow.name, flow.state, *tasks, direction=flow.direction)
     new.on_undone, new.on_stuck = flow.on_undone, flow.on_stuck
-    FLOWS[flow.name] = new
+    module, literal = LITERALS[flow.name].split(".")
+    setattr(import_module(f"volctl.flows.{module}"), literal, new)
 
 
 def failing(task: Task[Any, Any], change: Json) -> Task[Any, Any]:

@@ -17,10 +17,10 @@ from tests.backends.test_attach_qcow2 import end_daemon
 from volctl.db import store
 from volctl.engine import journal
 from volctl.errors import AccessError, BackendError, ConflictError, InUseError, UsageError, VolctlError
-from volctl.flows.attach import as_found
+from volctl.flows.attached import as_found
 from volctl.model import CreateRequest, MiB, Object, Status, Volume
 from volctl.qcow2.export import Export
-from volctl.service import Options, Session, Watcher, attach, open_session, snapshots, tree, volumes
+from volctl.service import Options, Session, Watcher, attach, creation, open_session, snapshots, tree, volumes
 
 HOLD = "import os, sys; fd = os.open(sys.argv[1], os.O_RDONLY)"
 
@@ -75,7 +75,7 @@ def furnished(root: Path, kind: str) -> Iterator[World]:
     made.configure()
     with made.open() as session:
         session.env.backends.get("pool").init()
-        volumes.create(session, CreateRequest("v", "4M"))
+        creation.create(session, CreateRequest("v", "4M"))
     yield made
     with made.open() as session:
         for volume in volumes.list_(session):
@@ -154,7 +154,7 @@ def test_where_it_takes_time_no_snapshot_of_an_attached_volume_is_taken(fake: Wo
         with pytest.raises(ConflictError, match="changes"):
             snapshots.create(session, "v", "t")
         with pytest.raises(ConflictError, match="changes"):
-            volumes.create(session, CreateRequest("c", from_volume="v"))
+            creation.create(session, CreateRequest("c", from_volume="v"))
 
 
 @pytest.mark.parametrize("kind", ["fake", pytest.param("qcow2", marks=pytest.mark.root)])
@@ -169,7 +169,7 @@ def _snapshot_of_an_attached_one(world: World) -> None:
     with world.open() as session:
         attach.attach(session, "v")
         assert snapshots.create(session, "v", "s").status is Status.AVAILABLE
-        assert volumes.create(session, CreateRequest("c", from_volume="v")).status is Status.AVAILABLE
+        assert creation.create(session, CreateRequest("c", from_volume="v")).status is Status.AVAILABLE
 
 
 def test_detach_is_refused_while_the_device_is_open(world: World) -> None:
@@ -207,7 +207,7 @@ def test_every_verb_sees_that_the_device_is_gone(world: World, look: str) -> Non
         "delete": lambda session: volumes.delete(session, "v", cascade=True),
         "revert": lambda session: volumes.revert(session, "v", "s"),
         "snapshot": lambda session: snapshots.create(session, "v", "t"),
-        "clone": lambda session: volumes.create(session, CreateRequest("c", from_volume="v")),
+        "clone": lambda session: creation.create(session, CreateRequest("c", from_volume="v")),
         "detach": lambda session: attach.detach(session, "v"),
     }
     with world.open() as session:

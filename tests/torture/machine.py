@@ -27,7 +27,7 @@ from tests.torture.verbs import due
 from volctl.db import store
 from volctl.errors import VolctlError
 from volctl.model import CreateRequest
-from volctl.service import attach, backends, snapshots, volumes
+from volctl.service import attach, backends, creation, snapshots, volumes
 from volctl.service.session import Options, Session, Watcher, open_session
 
 VOLUMES, SNAPSHOTS = ("u", "v", "w"), ("s", "t")
@@ -187,7 +187,7 @@ class Machine(RuleBasedStateMachine):
             model.volumes[name] = Thing(size * MiB)
             return None
 
-        self.step(lambda session: volumes.create(session, CreateRequest(name, f"{size}M")), change, fault)
+        self.step(lambda session: creation.create(session, CreateRequest(name, f"{size}M")), change, fault)
 
     @rule(name=st.sampled_from(VOLUMES), source=st.sampled_from(VOLUMES + SNAPSHOTS), fault=FAULTS)
     def copy(self, name: str, source: str, fault: Fault) -> None:
@@ -206,7 +206,7 @@ class Machine(RuleBasedStateMachine):
         wanted = CreateRequest(
             name, from_volume=source if is_volume else None, from_snapshot=None if is_volume else source
         )
-        self.step(lambda session: volumes.create(session, wanted), change, fault)
+        self.step(lambda session: creation.create(session, wanted), change, fault)
 
     @rule(name=st.sampled_from(VOLUMES), value=st.integers(1, 255))
     def write(self, name: str, value: int) -> None:

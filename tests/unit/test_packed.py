@@ -18,8 +18,8 @@ from backports import zstd
 
 from tests.unit import image_corpus as corpus
 from volctl.errors import ChecksumError, ImageCorruptError, ImageError, ImageTooBigError, ImageUnsafeError, NoSpaceError
-from volctl.images.gate import CheckedImage, open_image
-from volctl.images.packed import LIMIT, SUSPICIOUS, Unpacking
+from volctl.images.gate import UNPACKED_LIMIT, CheckedImage, Unpacking, open_image
+from volctl.images.packed import SUSPICIOUS
 from volctl.model import GiB, MiB
 
 PACK: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "xz": lzma.compress, "zstd": zstd.compress}
@@ -52,7 +52,9 @@ def scratch(folder: Path) -> Path:
     return made
 
 
-def opened(folder: Path, content: bytes, *, volume: int | None = None, limit: int = LIMIT, **more: str) -> CheckedImage:
+def opened(
+    folder: Path, content: bytes, *, volume: int | None = None, limit: int = UNPACKED_LIMIT, **more: str
+) -> CheckedImage:
     (folder / "image").write_bytes(content)
     unpacking = Unpacking(scratch(folder), volume, limit)
     return open_image(str(folder / "image"), unpacking=unpacking, declared=more.get("declared", "auto"))
@@ -193,7 +195,8 @@ def test_memory_is_bounded() -> None:
     program = """
 import os, sys, tempfile
 from pathlib import Path
-from volctl.images.packed import Unpacking, unpack
+from volctl.images.gate import Unpacking
+from volctl.images.packed import unpack
 with tempfile.TemporaryDirectory() as folder, open(sys.argv[1], "rb") as file:
     os.close(unpack(file.fileno(), "x", "xz", Unpacking(Path(folder), 1 << 40)))
 print(*(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))

@@ -121,9 +121,10 @@ def created(ctx: typer.Context, wanted: CreateRequest, count: int, attached: boo
     if common(ctx).quiet and not common(ctx).columns and common(ctx).output == "table":
         shown = replace(shown, given=replace(shown.given, output="value", columns=("id",)))
     with session(ctx, flows=count == 1) as s:
-        from volctl.service import attach, volumes
-
-        make = attach.create_attached if attached else volumes.create
+        if attached:
+            from volctl.service.attach import create_attached as make
+        else:
+            from volctl.service.creation import create as make
         shown.each(names(wanted.name, count), lambda name: make(s, named(wanted, name)))
 
 
@@ -145,10 +146,10 @@ def explained(ctx: typer.Context, wanted: CreateRequest, count: int = 1) -> None
 
     shown = view(ctx, "Explanation")
     with session(ctx, reads=True) as s:
-        from volctl.service import volumes
+        from volctl.service import creation
 
         every = enumerate(names(wanted.name, count), 1)
-        found = [volumes.plan(s, named(wanted, name), number) for number, name in every]
+        found = [creation.plan(s, named(wanted, name), number) for number, name in every]
     if common(ctx).output == "table" and not common(ctx).columns:
         for explanation in found:
             verdicts(ctx, to_json(explanation))

@@ -21,51 +21,54 @@ The other verbs are flows of their own: `delete`, `extend`, `snapshot`, `snapsho
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from volctl.engine.task import Flow
-from volctl.flows import (
-    adopt,
-    api,
-    attach,
-    delete,
-    extend,
-    fetch,
-    image,
-    image_cache,
-    manager,
-    orphan,
-    revert,
-    save,
-    scheduler,
-    snapshot,
-    snapshot_delete,
-)
-from volctl.flows.context import Context
+if TYPE_CHECKING:
+    from volctl.engine.task import Flow
+    from volctl.flows.context import Context
 
-FLOWS: dict[str, Flow[Context, Any]] = {
-    flow.name: flow
-    for flow in (
-        api.FLOW,
-        scheduler.FLOW,
-        manager.FLOW,
-        delete.FLOW,
-        extend.FLOW,
-        snapshot.FLOW,
-        snapshot_delete.FLOW,
-        revert.FLOW,
-        attach.ATTACH,
-        attach.DETACH,
-        fetch.FLOW,
-        image.ADD,
-        image.DELETE,
-        save.FLOW,
-        adopt.ADOPT,
-        adopt.RELEASE,
-        orphan.DELETE,
-        orphan.DETACH,
-        image_cache.FILL,
-        image_cache.EVICT,
-    )
+    AnyFlow: TypeAlias = Flow[Context, Any]
+
+LITERALS = {
+    "volume_create_api": "api.FLOW",
+    "volume_create_scheduler": "scheduler.FLOW",
+    "volume_create_manager": "manager.FLOW",
+    "volume_delete": "delete.FLOW",
+    "volume_extend": "extend.FLOW",
+    "snapshot_create": "snapshot.FLOW",
+    "snapshot_delete": "snapshot_delete.FLOW",
+    "volume_revert": "revert.FLOW",
+    "volume_attach": "attach.ATTACH",
+    "volume_detach": "attach.DETACH",
+    "image_fetch": "fetch.FLOW",
+    "image_add": "image.ADD",
+    "image_delete": "image.DELETE",
+    "image_save": "save.FLOW",
+    "volume_adopt": "adopt.ADOPT",
+    "volume_release": "adopt.RELEASE",
+    "orphan_delete": "orphan.DELETE",
+    "device_detach": "orphan.DETACH",
+    "image_cache_fill": "image_cache.FILL",
+    "image_cache_evict": "image_cache.EVICT",
 }
+
+
+class _Flows(Mapping[str, "AnyFlow"]):
+    """Its module is imported when a flow is asked for: most commands run one or none of them."""
+
+    def __getitem__(self, name: str) -> AnyFlow:
+        module, literal = LITERALS[name].split(".")
+        flow: AnyFlow = getattr(import_module(f"{__name__}.{module}"), literal)
+        return flow
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(LITERALS)
+
+    def __len__(self) -> int:
+        return len(LITERALS)
+
+
+FLOWS = _Flows()
 """Every flow by its name."""

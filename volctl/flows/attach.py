@@ -1,29 +1,26 @@
-"""volume_attach and volume_detach: a volume as a block device, and what the system says of it.
+"""volume_attach and volume_detach: a volume as a block device.
 
-An attach that fails or dies is undone, a detach that died is completed. A device does not outlive a
-reboot, nor `losetup -d`: whoever works on an attached volume asks the backend first (`as_found`).
+An attach that fails or dies is undone, a detach that died is completed.
 """
 
 from __future__ import annotations
 
-import uuid
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from volctl.backend import Attached
 from volctl.db import events, volumes
 from volctl.engine.run import Run
 from volctl.engine.task import Direction, Flow, Task
 from volctl.errors import BackendError, ConflictError, UsageError, VolctlError
+from volctl.flows.attached import DETACHABLE, without_device
 from volctl.flows.context import Context
 from volctl.flows.delete import check_holders
-from volctl.model import Attachment, Json, Object, Status, Volume, now
+from volctl.model import Attachment, Json, Object, Status, now
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 ATTACHABLE = (Status.AVAILABLE, Status.IN_USE)
-DETACHABLE = (*ATTACHABLE, Status.ERROR, Status.ERROR_DELETING)
 
 
 @dataclass(slots=True)
@@ -128,51 +125,9 @@ class FinishDetachTask(AttachTask):
 
     def record(self, tx: Connection, run: AttachRun) -> None:
         volume_id = run.state.volume_id
-        after = _without_device(volumes.get(tx, volume_id).status)
+        after = without_device(volumes.get(tx, volume_id).status)
         volumes.transition(tx, volume_id, DETACHABLE, after, run.request, attachments=[])
         events.add(tx, "detach.end", volume_id, run.request, {})
-
-
-def _without_device(status: Status) -> Status:
-    return Status.AVAILABLE if status is Status.IN_USE else status
-
-
-def as_found(env: Context, volume: Volume) -> Volume:
-    """The volume with its attachment as the system has it now; the row is put right if that differs.
-
-    Without its device it is available again. The attachment stays, with device null: what
-    `attach --all` brings back.
-    """
-    noted = attachment(volume)
-    if noted is None or volume.status not in DETACHABLE or not env.backends.has(volume.backend):
-        return volume
-    found = env.backends.get(volume.backend).attached(Object("volume", volume.id), noted.device)
-    if found == Attached(noted.device or "", noted.read_only, noted.sector_size):
-        return volume
-    return _put_right(env, volume, noted, found)
-
-
-def attachment(volume: Volume) -> Attachment | None:
-    """The one that has a device, as the row has it."""
-    return next((noted for noted in volume.attachments if noted.device is not None), None)
-
-
-def _put_right(env: Context, volume: Volume, noted: Attachment, found: Attached | None) -> Volume:
-    """Only if the row is still as it was when the system was asked: else somebody else has put it right."""
-    status = volume.status
-    if found is None:
-        status = _without_device(status)
-        noted = replace(noted, device=None)
-    else:
-        noted = replace(noted, device=found.device, read_only=found.read_only, sector_size=found.sector_size)
-    with env.store.write() as tx:
-        present = volumes.get(tx, volume.id)
-        if (present.status, present.attachments) != (volume.status, volume.attachments):
-            return present
-        request = str(uuid.uuid4())
-        volumes.transition(tx, volume.id, (volume.status,), status, request, attachments=[asdict(noted)])
-        events.add(tx, "attach.gone" if found is None else "attach.changed", volume.id, request, asdict(noted))
-        return volumes.get(tx, volume.id)
 
 
 ATTACH = Flow("volume_attach", AttachState, CheckAttachTask(), AttachDeviceTask(), FinishAttachTask())

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from volctl.backend import Backend, Setup, load
 from volctl.config import BackendConfig, Config, Places
@@ -14,12 +15,13 @@ from volctl.db.chains import StoredChains
 from volctl.db.store import Store
 from volctl.errors import BackendError, ConfigError, DatabaseError, NotFoundError
 from volctl.images import content
-from volctl.images.fetch import Download
-from volctl.images.gate import CheckedImage, Known, open_image
-from volctl.images.packed import Unpacking
-from volctl.images.signatures import Signature
+from volctl.images.gate import CheckedImage, Known, Unpacking, open_image
 from volctl.model import GiB, Json
 from volctl.quota import Quota
+
+if TYPE_CHECKING:
+    from volctl.images.fetch import Download
+    from volctl.images.signatures import Signature
 
 
 class Backends:
@@ -90,6 +92,12 @@ class Backends:
         return (found.st_uid, found.st_gid) if os.geteuid() == 0 and found.st_uid != 0 else None
 
 
+def _signature(words: Json) -> Signature:
+    from volctl.images.signatures import Signature
+
+    return Signature(**words)
+
+
 def check_pools(backends: Sequence[Backend]) -> None:
     """`ConfigError` if two are one directory, volume group or pool, of whatever kinds they are."""
     seen: dict[str, str] = {}
@@ -140,7 +148,7 @@ class Context:
                 allow_device=allow_device,
                 unpacking=self.unpacking(size),
                 known=self._known if cached else None,
-                signature=Signature(**signature) if signature else None,
+                signature=_signature(signature) if signature else None,
             )
             self._images[key] = opened
             if held is not None:

@@ -19,10 +19,9 @@ from volctl.engine.task import Flow, Task
 from volctl.errors import ImageError, ImageTooBigError, NoSpaceError
 from volctl.flows.context import Context
 from volctl.flows.image import part_of, stored
-from volctl.images import checksums, packed, signatures, store
+from volctl.images import checksums, gate, packed, signatures, store
 from volctl.images.fetch import Download
 from volctl.images.formats.magic import identify
-from volctl.images.gate import open_image
 from volctl.model import GiB, Json, KiB, format_size, now
 
 if TYPE_CHECKING:
@@ -200,7 +199,7 @@ class VerifyDownloadTask(FetchTask):
             if state.signature:
                 signatures.verify(file.fileno(), state.url, signatures.Signature(**state.signature))
             found = identify(file.fileno(), os.fstat(file.fileno()).st_size)
-        state.packed = found.format if found.format in packed.KINDS else None
+        state.packed = found.format if found.format in gate.PACKED else None
 
 
 class UnpackTask(FetchTask):
@@ -227,7 +226,7 @@ class CheckFetchedTask(FetchTask):
 
     def gather(self, run: FetchRun) -> None:
         state = run.state
-        with open_image(str(_whole(run)), declared=state.declared, name=state.url) as image:
+        with gate.open_image(str(_whole(run)), declared=state.declared, name=state.url) as image:
             state.format, state.size, state.virtual_size = image.format, image.file_size, image.virtual_size
 
 

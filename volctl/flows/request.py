@@ -23,7 +23,7 @@ from volctl.flows import pools, refs
 from volctl.flows.context import Context
 from volctl.flows.create import CreateState
 from volctl.flows.words import description, properties, usage
-from volctl.images import checksums, content
+from volctl.images import content
 from volctl.images.gate import CheckedImage, check_disk_fits, check_fits
 from volctl.model import (
     MAX_SIZE,
@@ -223,6 +223,8 @@ def _as_registered(env: Context, registered: Image | None, checksum: str | None)
         packed = images.internals(tx, registered.id)["packed"]
     if not packed:
         return checksum
+    from volctl.images import checksums
+
     expected = checksums.parse(checksum)
     if expected.algorithm != "sha256" or registered.sha256 is None:
         said = f"image {registered.label} is kept unpacked, and the {expected.algorithm} of the {packed} file unknown"

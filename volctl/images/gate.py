@@ -12,18 +12,24 @@ import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from volctl.errors import AccessError, ImageError, ImageTooBigError, ImageUnsafeError, NotFoundError, UsageError
-from volctl.images import checksums, packed, safety, signatures
+from volctl.images import safety
 from volctl.images.formats import QEMU_DRIVER, inspect
 from volctl.images.formats.magic import Magic, identify
-from volctl.images.packed import Unpacking
 from volctl.images.reader import Reader
-from volctl.images.signatures import Signature
-from volctl.model import format_size
+from volctl.model import GiB, format_size
+
+if TYPE_CHECKING:
+    from volctl.images.checksums import Checksum
+    from volctl.images.signatures import Signature
 
 ALIASES = {"vpc": "vhd"}
+PACKED = ("gzip", "xz", "zstd")
+UNPACKED_LIMIT = 100 * GiB
 KINDS = {
     stat.S_IFDIR: "a directory",
     stat.S_IFIFO: "a FIFO",
@@ -88,6 +94,19 @@ class Known:
     packed: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Unpacking:
+    """Where packed images are unpacked, how much may come out (bytes), and who hears of it.
+
+    `volume` is the size of the volume it is for, if one was asked for.
+    """
+
+    directory: Path
+    volume: int | None = None
+    limit: int = UNPACKED_LIMIT
+    progress: Callable[[int, int], None] = lambda done, total: None
+
+
 def open_image(
     path: str,
     *,
@@ -108,7 +127,7 @@ def open_image(
     or one of its kinds for everything that the image itself is guilty of.
     """
     wanted = _declared(declared)
-    expected = checksums.parse(checksum) if checksum is not None else None
+    expected = _checksum(checksum)
     path = os.path.abspath(path)
     fd = _open(path)
     path = name or path
@@ -119,17 +138,16 @@ def open_image(
             figures = (found.format, found.virtual_size, size, found.data_size, identity, found.sha256, found.packed)
             return CheckedImage(fd, path, *figures, known=True)
         if signature:
-            signatures.verify(fd, path, signature)
+            _verify_signature(fd, path, signature)
         magic = identify(fd, size)
-        if unpacking and magic.format in packed.KINDS:
-            packer = magic.format
-            digest = checksums.verify(fd, path, size, expected) if expected else None
+        if unpacking and magic.format in PACKED:
+            packer, digest = magic.format, _verify_checksum(fd, path, size, expected)
             fd, size = _unpacked(fd, path, packer, unpacking)
             magic = identify(fd, size)
         format = _format(path, magic, wanted)
         virtual, data = _measure(fd, path, format, size)
-        if expected and not packer:
-            digest = checksums.verify(fd, path, size, expected)
+        if not packer:
+            digest = _verify_checksum(fd, path, size, expected)
         image = CheckedImage(fd, path, format, virtual, size, data, identity, digest, packer)
         image.verify_unchanged()
     except BaseException:
@@ -138,13 +156,37 @@ def open_image(
     return image
 
 
-def _answers(found: Known, wanted: str | None, expected: checksums.Checksum | None) -> bool:
+def _checksum(text: str | None) -> Checksum | None:
+    if text is None:
+        return None
+    from volctl.images import checksums
+
+    return checksums.parse(text)
+
+
+def _verify_checksum(fd: int, path: str, size: int, expected: Checksum | None) -> str | None:
+    if expected is None:
+        return None
+    from volctl.images import checksums
+
+    return checksums.verify(fd, path, size, expected)
+
+
+def _verify_signature(fd: int, path: str, signature: Signature) -> None:
+    from volctl.images import signatures
+
+    signatures.verify(fd, path, signature)
+
+
+def _answers(found: Known, wanted: str | None, expected: Checksum | None) -> bool:
     digest = expected is None or (expected.algorithm, expected.digest) == ("sha256", found.sha256)
     return digest and wanted in (None, found.format)
 
 
 def _unpacked(fd: int, path: str, packer: str, how: Unpacking) -> tuple[int, int]:
     """The descriptor and the length of what a packed file holds, in the place of the file's own."""
+    from volctl.images import packed
+
     identity = _identity(os.fstat(fd))
     content = packed.unpack(fd, path, packer, how)
     try:

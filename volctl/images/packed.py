@@ -13,16 +13,14 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 from volctl import files, interrupt
 from volctl.errors import ImageCorruptError, ImageError, ImageTooBigError, ImageUnsafeError
 from volctl.images.formats.magic import FOOTER, HEAD, LONGEST_MAGIC, by_head, packer
-from volctl.model import GiB, KiB, MiB, format_size
+from volctl.images.gate import Unpacking
+from volctl.model import KiB, MiB, format_size
 
-KINDS = ("gzip", "xz", "zstd")
-LIMIT = 100 * GiB
 READ, WRITE, BLOCK = 256 * KiB, MiB, 64 * KiB
 MEMORY = 66 * MiB  # what xz -9 takes, so that a command stays within 150 MiB
 WINDOW_LOG = 26  # of zstd, the same: 64 MiB
@@ -31,19 +29,6 @@ SUSPICIOUS, RATIO = 512 * MiB, 1000  # gzip packs zeros 1,030 times smaller, xz 
 _ZEROS = bytes(BLOCK)
 _PADDED = {"gzip": 1, "xz": 4, "zstd": 0}
 """What the zeros between and behind the members come in multiples of; 0: there are none."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unpacking:
-    """Where packed images are unpacked, how much may come out (bytes), and who hears of it.
-
-    `volume` is the size of the volume it is for, if one was asked for.
-    """
-
-    directory: Path
-    volume: int | None = None
-    limit: int = LIMIT
-    progress: Callable[[int, int], None] = lambda done, total: None
 
 
 class Decoder(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from volctl.errors import ImageError
 from volctl.images import packed
 from volctl.images.formats.magic import by_head, packer
+from volctl.images.gate import PACKED
 
 HEAD = 64 * 1024
 _SIZES = {"qcow2": (24, "big", 1), "vmdk": (12, "little", 512), "vdi": (0x170, "little", 1), "vhd": (48, "big", 1)}
@@ -14,7 +15,7 @@ _SIZES = {"qcow2": (24, "big", 1), "vmdk": (12, "little", 512), "vdi": (0x170, "
 def virtual_size(head: bytes, length: int | None) -> int | None:
     """The size of the disk in a file of `length` bytes that begins with `head`; None if that does not show."""
     kind = packer(head)
-    if kind in packed.KINDS:
+    if kind in PACKED:
         return virtual_size(_first(head, kind), None)
     format = by_head(head)
     if format is None:

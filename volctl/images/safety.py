@@ -49,8 +49,21 @@ def inspect_as_openstack(fd: int, path: str, format: str, size: int) -> None:
 
 def ask_qemu(fd: int, path: str, format: str, layout: Layout, allocated: int) -> int:
     """The virtual size in bytes that QEMU sees in an image which our readers found safe."""
-    driver = QEMU_DRIVER[format]
-    info = _info(fd, path, driver)
+    driver, checking = QEMU_DRIVER[format], SECONDS + allocated // BYTES_PER_SECOND
+    look = _Question(fd, path, driver, "info", SECONDS)
+    check = _Question(fd, path, driver, "check", checking) if layout.check else None  # meanwhile
+    try:
+        virtual = _described(path, _json(look), layout)
+        if check:
+            _sound(check)
+    finally:
+        look.end()
+        if check:
+            check.end()
+    return virtual
+
+
+def _described(path: str, info: dict[str, Any], layout: Layout) -> int:
     details = info.get("format-specific", {}).get("data", {})
     if info.get("backing-filename") or details.get("data-file"):
         raise ImageUnsafeError(f"the image {path} is refused: it refers to another file")
@@ -59,50 +72,60 @@ def ask_qemu(fd: int, path: str, format: str, layout: Layout, allocated: int) ->
     virtual = int(info["virtual-size"])
     if details.get("corrupt") or layout.virtual_size not in (None, virtual):
         raise ImageCorruptError(f"the image {path} is corrupt: its size or its mark of corruption says so")
-    if layout.check:
-        _check(fd, path, driver, SECONDS + allocated // BYTES_PER_SECOND)
     return virtual
 
 
-def _info(fd: int, path: str, driver: str) -> dict[str, Any]:
-    result = _run(fd, path, "info", driver, SECONDS)
+def _json(look: _Question) -> dict[str, Any]:
+    result = look.answer()
     if result.status:
-        raise ImageCorruptError(f"the image {path} is corrupt: {_said(fd, result)}")
+        raise ImageCorruptError(f"the image {look.path} is corrupt: {_said(look.fd, result)}")
     try:
         parsed: dict[str, Any] = json.loads(result.out)
         int(parsed["virtual-size"])
     except (ValueError, KeyError, TypeError) as error:
-        raise BackendError(f"qemu-img info says of {path} what is no description of an image") from error
+        raise BackendError(f"qemu-img info says of {look.path} what is no description of an image") from error
     return parsed
 
 
-def _check(fd: int, path: str, driver: str, seconds: int) -> None:
-    result = _run(fd, path, "check", driver, seconds)
+def _sound(check: _Question) -> None:
+    result = check.answer()
     if result.status in (NOT_DONE, CORRUPT):
-        raise ImageCorruptError(f"the image {path} is corrupt: {_said(fd, result)}", hint="qemu-img check tells more")
+        said = _said(check.fd, result)
+        raise ImageCorruptError(f"the image {check.path} is corrupt: {said}", hint="qemu-img check tells more")
     if result.status not in (0, LEAKS, NO_CHECK):
         raise command.failure("qemu-img", result)
 
 
-def _run(fd: int, path: str, verb: str, driver: str, seconds: int) -> command.Result:
-    """Its result; refused is what does not end within its limits, or is being written to."""
-    result = _try(fd, verb, driver, seconds)
-    if result.status < 0 and slowness() >= SLOW:
-        seconds = math.ceil(seconds * slowness())
-        result = _try(fd, verb, driver, seconds)
-    if result.status < 0:
-        raise ImageUnsafeError(f"the image {path} cannot be checked within {seconds} s and {MEMORY // MiB} MiB")
-    if result.status and "Is another process using the image" in result.err:
-        raise InUseError(f"the image {path} is open for writing in another program", hint="stop the program first")
-    return result
+class _Question:
+    """One verb of qemu-img about the image, which runs from now on; `end` it if nobody takes the answer."""
 
+    def __init__(self, fd: int, path: str, driver: str, verb: str, seconds: int) -> None:
+        self.fd, self.path, self._driver, self._verb, self._seconds = fd, path, driver, verb, seconds
+        self._running = self._start(seconds)
+        self.end = self._running.end
 
-def _try(fd: int, verb: str, driver: str, seconds: int) -> command.Result:
-    source, limits = f"/dev/fd/{fd}", command.Limits(memory=MEMORY, cpu=seconds)
-    return command.run(
-        "qemu-img", verb, "--output=json", "-f", driver, source,
-        ok=range(-64, 256), pass_fds=(fd,), limits=limits, cage=Cage(reads=(source,)),
-    )  # fmt: skip
+    def answer(self) -> command.Result:
+        """Its result; refused is what does not end within its limits, or is being written to."""
+        result, seconds = self._running.result(), self._seconds
+        if result.status < 0 and slowness() >= SLOW:
+            seconds = math.ceil(seconds * slowness())
+            result = self._start(seconds).result()
+        if result.status < 0:
+            raise ImageUnsafeError(
+                f"the image {self.path} cannot be checked within {seconds} s and {MEMORY // MiB} MiB"
+            )
+        if result.status and "Is another process using the image" in result.err:
+            raise InUseError(
+                f"the image {self.path} is open for writing in another program", hint="stop the program first"
+            )
+        return result
+
+    def _start(self, seconds: int) -> command.Running:
+        source, limits = f"/dev/fd/{self.fd}", command.Limits(memory=MEMORY, cpu=seconds)
+        return command.start(
+            "qemu-img", self._verb, "--output=json", "-f", self._driver, source,
+            ok=range(-64, 256), pass_fds=(self.fd,), limits=limits, cage=Cage(reads=(source,)),
+        )  # fmt: skip
 
 
 def _said(fd: int, result: command.Result) -> str:

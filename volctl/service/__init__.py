@@ -1,7 +1,7 @@
 """One function per command; knows nothing of terminals: the Python API.
 
     with open_session(Options(), Watcher()) as session:
-        volume = volumes.create(session, CreateRequest(name="data", size="10"))
+        volume = creation.create(session, CreateRequest(name="data", size="10"))
 
 Every function takes the session first and raises nothing but `VolctlError`. What is made of texts by
 a user (references, sizes, names) is checked here and below, so that any front end may pass them on.

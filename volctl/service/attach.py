@@ -9,10 +9,11 @@ from collections.abc import Iterable
 from volctl.backend import Backend
 from volctl.db import volumes
 from volctl.errors import AccessError, ConflictError, VolctlError
-from volctl.flows.attach import AttachState, attachment
+from volctl.flows.attach import AttachState
 from volctl.model import CreateRequest, Volume
+from volctl.service.creation import create
 from volctl.service.session import Session
-from volctl.service.volumes import create, find
+from volctl.service.volumes import find
 
 
 def attach(session: Session, ref: str, *, read_only: bool = False, sector_size: int | None = None) -> Volume:
@@ -33,7 +34,7 @@ def attach(session: Session, ref: str, *, read_only: bool = False, sector_size: 
 
 def _is_so(volume: Volume, read_only: bool, sector_size: int | None) -> bool:
     """Is it attached like that? `ConflictError` if it is, but not like that."""
-    if (there := attachment(volume)) is None:
+    if (there := volume.attachment) is None:
         return False
     if there.read_only == read_only and sector_size in (None, there.sector_size):
         return True
@@ -53,7 +54,7 @@ def detach(session: Session, ref: str) -> Volume:
         volume = find(session, volume.id)
         if not volume.attachments:
             return volume
-        if attachment(volume) is not None:
+        if volume.attachment is not None:
             _check_rights(session, [session.env.backends.get(volume.backend)], f"detach {_named(session, volume)}")
         session.engine.start("volume_detach", AttachState(volume.id), object_id=volume.id, locks=locks)
     return find(session, volume.id)

@@ -16,8 +16,8 @@ from volctl.images import http
 from volctl.images.save import FORMATS
 from volctl.model import Image, Json, Source, SourceKind, Status, check_name, parse_size, to_json
 from volctl.service import fetch, image_cache, proof
+from volctl.service.creation import source_lock
 from volctl.service.session import Session
-from volctl.service.volumes import source_lock
 
 
 def add(

@@ -22,7 +22,7 @@ from volctl.errors import AccessError, ConfigError, NoSpaceError, TimedOut, Usag
 from volctl.flows import FLOWS, about
 from volctl.flows.context import Backends, Context
 from volctl.flows.words import usage
-from volctl.model import check_name, now
+from volctl.model import Volume, check_name, format_size, now
 
 READ_SETTLE = 5.0  # seconds a command that only reads spends on what others left
 LOCK_TIMEOUT = 60.0
@@ -104,6 +104,12 @@ class Session:
     def locked_volume(self, volume_id: str) -> LockSet:
         """Hold a volume, and the tree whose files it shares."""
         return self.locked(self._names(volume_id))
+
+
+def tell_rounding(session: Session, made: Volume, asked: int) -> None:
+    """Say so if a volume got more than the `asked` bytes."""
+    if made.size != asked:
+        session.watcher.warn(f"the size was rounded up to {made.size} bytes ({format_size(made.size)})")
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from volctl.db import image_cache, snapshots, volumes
 from volctl.engine import journal
 from volctl.engine.locks import LockSet
-from volctl.flows.attach import attachment
 from volctl.flows.extend import ExtendState
 from volctl.flows.image_cache import EvictState
 from volctl.flows.orphan import OrphanState, counted_on
@@ -205,7 +204,7 @@ class StrayDevice(Difference):
 
     def _noted(self, session: Session) -> bool:
         volume = volume_of(session, self.id)
-        return volume is not None and attachment(volume) is not None and volume.backend == self.backend
+        return volume is not None and volume.attachment is not None and volume.backend == self.backend
 
     def repair(self, session: Session, locks: LockSet) -> None:
         state = OrphanState(self.backend or "", self.target.kind, self.target.id, self.target.id)

@@ -11,7 +11,7 @@ from volctl.db import images, quotas, snapshots, types, volumes
 from volctl.engine import journal
 from volctl.engine.locks import LockSet
 from volctl.errors import ConflictError
-from volctl.flows.attach import as_found, attachment
+from volctl.flows.attached import as_found
 from volctl.flows.context import Context
 from volctl.flows.image import ImageDeleteState, stored
 from volctl.flows.refs import VOLUME_SCHEME
@@ -79,7 +79,7 @@ class Attachment(Difference):
         volume = volume_of(session, self.id)
         if volume is None or worked_on(session, self.id):
             return False
-        noted = attachment(volume)
+        noted = volume.attachment
         if noted is None:
             self.problem = "it is in-use, but has no attachment"
             self.fix = "set it to available"
@@ -93,7 +93,7 @@ class Attachment(Difference):
     def repair(self, session: Session, locks: LockSet) -> None:
         volume = volume_of(session, self.id)
         assert volume is not None
-        if attachment(volume) is not None:
+        if volume.attachment is not None:
             as_found(session.env, volume)
             return
         with session.store.write() as tx:

@@ -15,7 +15,6 @@ from volctl.db.store import leftovers, remove_files
 from volctl.engine import journal
 from volctl.engine.locks import EXCLUSIVE
 from volctl.errors import INTERRUPTIONS, VolctlError
-from volctl.flows.attach import attachment
 from volctl.model import Image, Object, Snapshot, Status, Volume, is_uuid
 from volctl.service.doctor import objects, rows
 from volctl.service.doctor.difference import HOLDING, RESTING, Difference
@@ -155,7 +154,7 @@ def _cached(session: Session, view: _View) -> Iterator[Difference]:
 
 def _attachments(session: Session, view: _View) -> Iterator[Difference]:
     for volume in view.volumes.values():
-        noted = attachment(volume)
+        noted = volume.attachment
         if volume.backend not in view.listings or (noted is None and volume.status is not Status.IN_USE):
             continue
         found = noted and session.env.backends.get(volume.backend).attached(Object("volume", volume.id), noted.device)
@@ -170,7 +169,7 @@ def _devices(session: Session, view: _View) -> Iterator[Difference]:
         for target in listing.devices:
             volume = view.volumes.get(target.id)
             there = target in listing.objects
-            known = volume is not None and attachment(volume) is not None and volume.backend == backend
+            known = volume is not None and volume.attachment is not None and volume.backend == backend
             if there and (known or volume is None):  # without a row it goes with the object under it
                 continue
             kind = objects.StrayDevice if there else objects.DeviceOverNothing
