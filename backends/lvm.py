@@ -3,6 +3,7 @@
     [[backend]]
     name = "fast"
     kind = "lvm"
+    exact = True  # by the exit status of lvcreate(8)
     volume_group = "vg0"           # `volctl backend init fast` marks it as ours, and makes the pool
     provisioning = "auto"          # thin if the pool is there, else thick; or "thin", "thick"
     pool = "volctl"                # the thin pool
@@ -36,7 +37,7 @@ from volctl.errors import BackendError, ExistsError, NoSpaceError, VolctlError
 from volctl.lvm import about, blocks, devices, look, placement, prepare, thick
 from volctl.lvm.adopt import LvAdoption
 from volctl.lvm.commands import Group
-from volctl.lvm.group import Change, Session, owner
+from volctl.lvm.group import Change, Session, owner, reverting
 from volctl.lvm.report import LogicalVolume, VolumeGroup
 from volctl.lvm.settings import settings
 from volctl.model import Object
@@ -46,6 +47,7 @@ T = TypeVar("T")
 
 class Lvm(Backend):
     kind = "lvm"
+    exact = True  # by the exit status of lvcreate(8)
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
@@ -239,7 +241,7 @@ class Lvm(Backend):
     ) -> None:
         """A new snapshot of the snapshot takes the volume's name. It is whole before the old one goes, so a
         missing volume means that only the renaming was left to do."""
-        new = _reverting(volume)
+        new = reverting(volume)
         if now or not self._vg.find(group, new):
             self._vg.existing(group, volume.name)
             tags = self._vg.tags(volume) | (about.own(now.tags) if now and not volume.about else set())
@@ -249,7 +251,7 @@ class Lvm(Backend):
 
     def delete(self, volume: Object) -> None:
         group = self._vg.see()
-        for name in (_reverting(volume), volume.name):
+        for name in (reverting(volume), volume.name):
             self._vg.remove(name, group, self._options.clear)
         self._vg.flush()  # also when all are gone: whoever removed them may have died before this
 
@@ -293,7 +295,3 @@ class Lvm(Backend):
 
     def attached(self, volume: Object, device: str | None = None) -> Attached | None:
         return devices.attached(self.path(volume))
-
-
-def _reverting(volume: Object) -> str:
-    return f"revert-{volume.id}"

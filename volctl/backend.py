@@ -18,13 +18,11 @@ The contract of every method that touches storage:
   `MissingError` for a program or kernel feature, `BackendError` for the rest.
 - It calls `interrupt.check()` at least every tenth of a second in work that may last.
 
-A backend registers by being a subclass with a `kind`; `load` imports our module `backends.<kind>` on
-first use, else asks the entry-point group `volctl.backends`.
+A backend registers by being a subclass with a `kind`, which `volctl.kinds` imports on first use.
 """
 
 from __future__ import annotations
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
@@ -38,8 +36,6 @@ from volctl.model import MiB, Object
 
 Progress = Callable[[int, int], None]
 """Told (bytes done, bytes in all) of a copy."""
-
-ENTRY_POINTS = "volctl.backends"
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +175,8 @@ class Backend(ABC):
     """
 
     kind: ClassVar[str]
+    exact: ClassVar[bool] = False
+    """It makes the very size that it was asked for or fails, and a look at what it made costs a program."""
     kinds: ClassVar[dict[str, type[Backend]]] = {}
 
     def __init_subclass__(cls) -> None:
@@ -357,41 +355,3 @@ def check_options(setup: Setup, known: Collection[str]) -> None:
             near = get_close_matches(option, known, 1, 0.0)
             hint = f"did you mean {near[0]}?" if near else None
             raise ConfigError(f"backend {setup.name}: there is no option {option!r}", hint=hint)
-
-
-def load(kind: str) -> type[Backend]:
-    """The class for a kind. `ConfigError` names the known kinds for an unknown one."""
-    if kind in Backend.kinds:
-        return Backend.kinds[kind]
-    if kind in ("loop", "lvm", "qcow2", "fake"):
-        _load_ours(kind)
-    else:
-        _load_foreign(kind)
-    if kind not in Backend.kinds:
-        raise ConfigError(f"no backend of kind {kind!r} is installed", hint="known kinds: loop, lvm, qcow2")
-    return Backend.kinds[kind]
-
-
-def _load_ours(kind: str) -> None:
-    """Import `backends.<kind>`, after seeing that `backends` is the package beside ours."""
-    from importlib.util import find_spec
-
-    spec = find_spec("backends")
-    ours = Path(__file__).resolve().parent.parent / "backends" / "__init__.py"
-    if spec is None or spec.origin is None or Path(spec.origin).resolve() != ours:
-        where = spec.origin if spec else "nowhere"
-        raise ConfigError(f"another package named 'backends' ({where}) hides volctl's own", hint=f"expected {ours}")
-    try:
-        importlib.import_module(f"backends.{kind}")
-    except ModuleNotFoundError as error:
-        if error.name != f"backends.{kind}":
-            raise
-        raise ConfigError(f"backends of kind {kind!r} are not in this version") from error
-
-
-def _load_foreign(kind: str) -> None:
-    from importlib.metadata import entry_points
-
-    for entry in entry_points(group=ENTRY_POINTS, name=kind):
-        loaded = entry.load()
-        Backend.kinds.setdefault(kind, loaded)

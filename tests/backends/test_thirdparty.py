@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.backends.conformance import Conformance
-from volctl.backend import Backend, Setup, load
+from volctl.backend import Backend, Setup
 from volctl.errors import ConfigError
+from volctl.kinds import load
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from volctl.backend import Backend, Setup, load
+from volctl.backend import Backend, Setup
 from volctl.config import BackendConfig, Config, Places
 from volctl.db import image_cache
 from volctl.db.chains import StoredChains
@@ -16,6 +16,7 @@ from volctl.db.store import Store
 from volctl.errors import BackendError, ConfigError, DatabaseError, NotFoundError
 from volctl.images import content
 from volctl.images.gate import CheckedImage, Known, Unpacking, open_image
+from volctl.kinds import load
 from volctl.model import GiB, Json
 from volctl.quota import Quota
 

@@ -207,3 +207,8 @@ def owner(group: VolumeGroup) -> str | None:
     """The database whose mark the group carries; the smallest if somebody copied tags."""
     marks = sorted(tag.removeprefix(MARK) for tag in group.tags if tag.startswith(MARK))
     return marks[0] if marks else None
+
+
+def reverting(volume: Object) -> str:
+    """What a volume's successor is called until it takes its name."""
+    return f"revert-{volume.id}"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from volctl.backend import Backend, Setup, load
+from volctl.backend import Backend, Setup
 from volctl.config import BackendConfig, Config, Places, default_path, places
 from volctl.config import load as load_config
 from volctl.errors import ConfigError, VolctlError
 from volctl.flows.context import check_pools
 from volctl.flows.pools import check_functions
+from volctl.kinds import load
 from volctl.model import Json, to_json
 from volctl.scheduler import Policy, check_policy
 from volctl.service.session import Options
