@@ -7,12 +7,12 @@ reads or writes a byte of the content. They raise what a backend's methods raise
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 
 from volctl.model import Object
+from volctl.records import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Found:
     """Something of somebody's: its name on the backend, its path for people, its size in bytes.
 

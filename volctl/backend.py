@@ -26,19 +26,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from volctl.adoption import Adoption
 from volctl.errors import ConfigError, MissingError
 from volctl.model import MiB, Object
+from volctl.records import record
 
 Progress = Callable[[int, int], None]
 """Told (bytes done, bytes in all) of a copy."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Capabilities:
     """What a backend is like, as data. `extra` is what the configuration adds for extra specs."""
 
@@ -65,7 +66,7 @@ class Capabilities:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Stats:
     """The room in a pool, in bytes. None is unknown, `float("inf")` is infinite."""
 
@@ -77,7 +78,7 @@ class Stats:
     metadata_percent: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Info:
     """An object as the backend sees it: its size and the bytes it takes now."""
 
@@ -85,7 +86,7 @@ class Info:
     allocated: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Attached:
     """An attached volume as the system has it: its device's path, and the logical sector in bytes."""
 
@@ -94,7 +95,7 @@ class Attached:
     sector_size: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Listing:
     """A pool as one look at it saw it; what commands that live are making is among it."""
 
@@ -108,7 +109,7 @@ class Listing:
     """Names of everything else."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Problem:
     """Something that a backend lacks. `fatal`: nothing new is put there."""
 
@@ -117,7 +118,7 @@ class Problem:
     fatal: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Target:
     """Where an image is written: an absolute path, its format, and whether it reads as zeros now.
 
@@ -151,7 +152,7 @@ class Chains(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Setup:
     """What a backend is made from: its name and options in the configuration, and our database.
 

@@ -25,6 +25,7 @@ from typing import Any
 from volctl import confine, interrupt
 from volctl.confine import Cage, Rules
 from volctl.errors import AccessError, BackendError, MissingError
+from volctl.records import record
 
 inherited: set[int] = set()
 """Descriptors every child keeps open: the engine puts its locks here."""
@@ -53,7 +54,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 255)
 _groups: set[int] = set()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Result:
     """Exit status (negative: ended by that signal) and what was printed."""
 
@@ -62,7 +63,7 @@ class Result:
     err: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Limits:
     """What a child may use: memory in bytes (RLIMIT_DATA), processor time in seconds.
 
@@ -144,7 +145,7 @@ def _caged(
         yield rules.prefix, {*rules.fds}, prepare if limits or rules.enters else None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Running:
     """A program that was started; `ok` are its good exit statuses, times are in seconds."""
 

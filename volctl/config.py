@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from pathlib import Path
 from typing import Any
 
 from volctl.errors import AccessError, ConfigError
 from volctl.model import Json, check_name
+from volctl.records import record
 
 DEFAULT_ZONE = "local"
 _IMAGES = {"max_gigabytes": 100, "fetch_attempts": 5, "fetch_timeout": 30}
@@ -22,7 +23,7 @@ came; seconds in which nothing comes."""
 DEFAULT_FILTERS = ("AvailabilityZoneFilter", "CapacityFilter", "CapabilitiesFilter", "DriverFilter")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BackendConfig:
     """One `[[backend]]`. `options` is what its kind makes of the other keys."""
 
@@ -39,7 +40,7 @@ class BackendConfig:
     builtin: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Config:
     """What config.toml says, or what is built in."""
 
@@ -58,7 +59,7 @@ class Config:
     backends: tuple[BackendConfig, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Places:
     """Where things are: the state directory, and the configuration (None: there is none)."""
 

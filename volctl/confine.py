@@ -19,8 +19,9 @@ import struct
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
+
+from volctl.records import record
 
 Path = str | os.PathLike[str]
 wanted = True
@@ -44,7 +45,7 @@ LOOKED_AT: tuple[Path, ...] = (
 """What the loader, libnuma and gnutls read before `main`, and QEMU to know a block device."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Cage:
     """The files a program gets, by path (also `/dev/fd/N`); of a directory, all that is beneath it."""
 
@@ -68,7 +69,7 @@ class Cage:
                     os.close(ruleset)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Rules:
     """For one start: words before the program's and descriptors that they name, or what `enter` does in the child."""
 
@@ -179,7 +180,7 @@ _CLONE_THREAD = 0x10000
 _X32 = 0x40000000
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Calls:
     """System call numbers of one architecture. `refused`: socket, fork, vfork, ptrace, unshare, setns, mount …"""
 

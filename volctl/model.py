@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Literal
+
+from volctl.records import record
 
 KiB, MiB, GiB, MAX_SIZE = 1024, 1024**2, 1024**3, 8 * 1024**6 - 1
 
@@ -40,7 +42,7 @@ class SourceKind(StrEnum):
     VOLUME = "volume"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Fault:
     """Why an object is in status `error`: an error's code and its sentence."""
 
@@ -48,7 +50,7 @@ class Fault:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Source:
     """What a volume was filled from. `name` is the name at that time, null for a blank."""
 
@@ -57,7 +59,7 @@ class Source:
     name: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Attempt:
     """One backend that was tried for a volume and failed."""
 
@@ -65,7 +67,7 @@ class Attempt:
     error: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Attachment:
     device: str | None  # null: gone, by a reboot perhaps, until `attach --all` brings it back
     read_only: bool
@@ -84,7 +86,7 @@ class _Labelled:
         return self.name or self.id
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Volume(_Labelled):
     id: str
     name: str | None
@@ -112,7 +114,7 @@ class Volume(_Labelled):
         return next((noted for noted in self.attachments if noted.device is not None), None)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Snapshot(_Labelled):
     id: str
     name: str | None
@@ -126,7 +128,7 @@ class Snapshot(_Labelled):
     description: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Image(_Labelled):
     """A registered image. `size` is the file's length, `virtual_size` the guest disk's, in bytes.
 
@@ -148,7 +150,7 @@ class Image(_Labelled):
     origin: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class VolumeType:
     """A named set of extra specs that a backend must satisfy."""
 
@@ -158,7 +160,7 @@ class VolumeType:
     created_at: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Verdict:
     """What the scheduler thought of one backend.
 
@@ -174,7 +176,7 @@ class Verdict:
     total: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Explanation:
     """The choice of a backend, explained filter by filter."""
 
@@ -184,14 +186,14 @@ class Explanation:
     backends: tuple[Verdict, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class VolumeDetails(Volume):
     """What `show` says: the volume and why it is where it is."""
 
     explanation: Explanation | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CreateRequest:
     """A create as the user wrote it; `volctl.flows.request` makes sense of the texts.
 
@@ -220,7 +222,7 @@ class CreateRequest:
     max_attempts: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class FlowRun:
     """One run of a list of tasks. `phase`: running, undoing, stuck, done, undone, abandoned."""
 
@@ -234,7 +236,7 @@ class FlowRun:
     ended_at: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TaskRun:
     """One line of the journal. `state`: begun, done, undone, failed."""
 
@@ -244,12 +246,12 @@ class TaskRun:
     ended_at: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class FlowDetails(FlowRun):
     tasks: tuple[TaskRun, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Event:
     id: int
     time: str
@@ -259,7 +261,7 @@ class Event:
     payload: Json
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class QuotaLine:
     """A limit (-1: none) and its use; of gigabytes in bytes."""
 
@@ -269,7 +271,7 @@ class QuotaLine:
     reserved: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BackendState:
     """A configured backend as it is now; sizes in bytes, null where unknown."""
 
@@ -285,7 +287,7 @@ class BackendState:
     problems: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BackendDetails(BackendState):
     options: Json = field(default_factory=dict)
     tools: tuple[Json, ...] = ()
@@ -293,7 +295,7 @@ class BackendDetails(BackendState):
     image_cache: Json = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TreeNode:
     """A volume or snapshot and what was made from it."""
 
@@ -305,7 +307,7 @@ class TreeNode:
     children: tuple[TreeNode, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Object:
     """A thing that a backend holds; its name on the backend is its kind and its id, never user text."""
 

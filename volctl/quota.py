@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from volctl.db import quotas
 from volctl.db.quotas import Usage
 from volctl.errors import QuotaError
 from volctl.model import GiB, Json, QuotaLine, format_size
+from volctl.records import record
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -25,7 +25,7 @@ PER_VOLUME = "per_volume_gigabytes"
 UNLIMITED = -1
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Quota:
     """The rules of one project: the configuration's defaults and whether snapshots count gigabytes."""
 

@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from volctl import files
@@ -18,6 +18,7 @@ from volctl.adoption import Adoption, Found
 from volctl.backend import Attached, Backend, Info, Listing, Problem, Setup, Stats, check_options
 from volctl.errors import BackendError, ConflictError, ExistsError, InUseError, NotFoundError, UsageError
 from volctl.model import Object
+from volctl.records import record
 
 SECTOR = 512  # bytes
 
@@ -130,7 +131,7 @@ def _info(file: os.stat_result) -> Info:
     return Info(file.st_size, file.st_blocks * 512)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ShelfAdoption(Adoption):
     """Files of the directory. Undone halfway, a file may have both names for a moment."""
 

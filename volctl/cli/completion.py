@@ -6,7 +6,6 @@ The scripts are made from the signatures of the commands, so pressing TAB starts
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_origin
 
 import typer
@@ -15,6 +14,7 @@ from typer.models import ArgumentInfo, OptionInfo
 from volctl.cli import stdout
 from volctl.cli.options import OUTPUTS, common_options, typer_app, verb
 from volctl.errors import UsageError
+from volctl.records import record
 
 app = typer_app()
 
@@ -45,7 +45,7 @@ Option = tuple[str, str, bool]
 HELP: Option = ("--help", "Show this message and exit.", False)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Node:
     """A command: its words after `volctl`, its verbs and options with their help, what it takes."""
 

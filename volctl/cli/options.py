@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, TypeVar, get_type_hints
 
@@ -19,12 +18,13 @@ from typer.main import get_command
 
 from volctl.cli import stdout
 from volctl.errors import UsageError
+from volctl.records import record
 
 BEFORE = "volctl.cli.before"  # where a context keeps the options that stood before the verb
 OUTPUTS = ("table", "json", "yaml", "value", "csv")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Common:
     """What was asked for of every verb; times in seconds."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, Literal, TypeVar
 
 import typer
@@ -18,6 +18,7 @@ from volctl.cli.human import Row, cell
 from volctl.cli.options import Common, common, nearest
 from volctl.cli.text import escape
 from volctl.errors import INTERRUPTIONS, PartialError, UsageError, VolctlError
+from volctl.records import record
 
 T = TypeVar("T")
 YAML_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}  # not text to YAML 1.1
@@ -38,7 +39,7 @@ Shape = Literal[
 """The classes of `volctl.model` that commands show; by name, so that help and completion need not import it."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class View:
     """How the results of one command are shown; `fields` are all there are, `usual` those of a list."""
 

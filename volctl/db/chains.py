@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 
 from sqlalchemy import delete, insert, select
 
 from volctl.db.store import Store
 from volctl.db.tables import layers
+from volctl.records import record
 
 _NONE = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class StoredChains:
     """Of one backend."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import fields
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, delete, func, insert, or_, select, update
@@ -11,11 +11,12 @@ from sqlalchemy import ColumnElement, Connection, delete, func, insert, or_, sel
 from volctl.db.tables import cached_images
 from volctl.errors import ConflictError
 from volctl.model import Object, now
+from volctl.records import record
 
 FILLING, AVAILABLE, DELETING, ERROR = "filling", "available", "deleting", "error"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CachedImage:
     """An image-volume that volumes are cloned from. Sizes in bytes: the object's, the guest disk's, its data's.
 
@@ -44,7 +45,7 @@ class CachedImage:
 
 
 def insert_entry(tx: Connection, entry: CachedImage) -> None:
-    tx.execute(insert(cached_images).values({name: getattr(entry, name) for name in entry.__slots__}))
+    tx.execute(insert(cached_images).values({column.name: getattr(entry, column.name) for column in fields(entry)}))
 
 
 def find(tx: Connection, entry_id: str) -> CachedImage | None:

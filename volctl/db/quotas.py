@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from sqlalchemy import Connection, Table, delete, func, insert, select
 
 from volctl.db.tables import quotas, reservations, snapshots, volumes
 from volctl.model import Json
+from volctl.records import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Usage:
     """Counts, and `gigabytes` in bytes."""
 

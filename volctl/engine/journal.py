@@ -6,7 +6,7 @@ Every function works in the caller's transaction.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,13 +15,14 @@ from sqlalchemy import Connection, RowMapping, delete, insert, select, update
 from volctl.db.tables import flows, journal
 from volctl.engine.task import Cause
 from volctl.model import Fault, FlowDetails, FlowRun, Json, TaskRun, now
+from volctl.records import record
 
 RUNNING, UNDOING, STUCK, DONE, UNDONE, ABANDONED = "running", "undoing", "stuck", "done", "undone", "abandoned"
 BEGUN, FAILED = "begun", "failed"  # of a line, beside DONE and UNDONE
 LONGEST_PAUSE = 3600  # seconds between tries of a stuck flow
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Line:
     """One task of one run."""
 

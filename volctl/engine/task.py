@@ -14,12 +14,12 @@ Undo goes from the newest line back: every `revert`, then every `unrecord` in on
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from volctl.errors import INTERRUPTIONS, VolctlError, is_of_the_system, of_os
 from volctl.model import Json
+from volctl.records import record
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -37,7 +37,7 @@ class Direction(Enum):
     COMPLETE = "complete"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Cause:
     """Why a flow is undone. `erase`: nothing of the request is to remain (cancelled, timed out)."""
 

@@ -14,13 +14,13 @@ import re
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from volctl import interrupt
 from volctl.errors import AccessError, BackendError, ConfigError, ConflictError, VolctlError, of_os
 from volctl.model import Object
+from volctl.records import record
 
 MARKER = ".volctl"
 _ADVICE = "mount it, or prepare it once: volctl backend init "
@@ -38,7 +38,7 @@ def translated(doing: str) -> Iterator[None]:
         raise of_os(error, doing) from error
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Ownership:
     """Of new files; -1 leaves the user or the group as it is."""
 
@@ -89,7 +89,7 @@ def directory_option(backend: str, options: Mapping[str, Any]) -> Path:
     return Path(directory)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Directory:
     """The pool directory of one backend. `sync=False` gives up being safe from power loss (tests)."""
 
@@ -245,7 +245,7 @@ def os_open(path: Path | str, flags: int, at: int | None = None, mode: int = 0o6
         os.close(fd)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Place:
     """An open pool directory. What its methods did is durable when they return."""
 

@@ -6,15 +6,15 @@ import os
 import re
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from volctl.files.directory import MARKER, Place, object_named
 from volctl.model import Object
+from volctl.records import record
 
 _ID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Seen:
     """Objects with their files as they are, names of leftovers with the volume's id, names of the rest."""
 

@@ -18,7 +18,6 @@ import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from volctl import interrupt
 from volctl.errors import AccessError, BackendError, InUseError, MissingError
 from volctl.files.directory import os_open
 from volctl.files.holders import backed_by, device_holders
+from volctl.records import record
 
 SECTOR_SIZES = (512, 4096)
 _CLR_FD, _SET_STATUS64, _GET_STATUS64, _SET_CAPACITY, _CONFIGURE = 0x4C01, 0x4C04, 0x4C05, 0x4C07, 0x4C0A
@@ -39,7 +39,7 @@ _PATIENCE = 3.0  # seconds for udev, which looks at every device that changes
 _PROBES = ("udev", "blkid")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LoopDevice:
     """One device, `loop3`."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from volctl.backend import Capabilities, Problem, Stats
@@ -13,6 +13,7 @@ from volctl.errors import BackendError, NoBackendError, NoSpaceError, VolctlErro
 from volctl.flows.context import Context
 from volctl.flows.create import CreateState
 from volctl.model import Explanation, format_size, to_json
+from volctl.records import record
 from volctl.scheduler import Policy, Pool, Request, check_expression, check_policy
 from volctl.scheduler import choose as schedule
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Seen:
     """One backend as it was seen: what it can, its room, what it lacks."""
 
@@ -32,7 +33,7 @@ class Seen:
     free_space_key: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Survey:
     """All backends as they were seen a moment ago."""
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from volctl.db import images, snapshots, volumes
 from volctl.errors import AmbiguousError, NotFoundError, UsageError
 from volctl.images import http
 from volctl.model import CreateRequest, Image, Snapshot, Source, SourceKind, Volume
+from volctl.records import record
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -69,7 +69,7 @@ def image(tx: Connection, ref: str) -> Image:
     return _resolve("image", ref, lambda name: images.by_name(tx, name), lambda prefix: images.by_prefix(tx, prefix))
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SourceRef:
     """What a volume is to be made from. `volume_id` is the volume to lock; `path` an image file.
 

@@ -5,7 +5,6 @@ Reads rows and image headers, changes nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from volctl.db import images, snapshots, types, volumes
@@ -40,6 +39,7 @@ from volctl.model import (
     parse_size,
     round_up,
 )
+from volctl.records import record
 from volctl.scheduler import size_bounds
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ TYPE_PROPERTY = "volctl_type"
 HINTS = ("same-backend", "different-backend")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Ahead:
     """What is known of an image before it is fetched: its disk's size, and what a copy may write, in bytes."""
 

@@ -6,18 +6,18 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from volctl import interrupt
 from volctl.errors import ChecksumError, UsageError
 from volctl.images import http
 from volctl.model import MiB
+from volctl.records import record
 
 PIECE = 4 * MiB
 _TEXT = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Checksum:
     """An algorithm of hashlib, and a digest in lower-case hex."""
 

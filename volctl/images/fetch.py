@@ -17,6 +17,7 @@ from volctl.errors import AccessError, BackendError, ImageError, NotFoundError, 
 from volctl.images import http
 from volctl.images.http import Broken, Exchange, Head
 from volctl.model import KiB
+from volctl.records import record
 
 PAUSE, LONGEST_PAUSE = 0.2, 60.0  # seconds before the second try, doubled for each further one
 ENOUGH = 64 * KiB  # of progress, for the tries to be counted anew
@@ -27,7 +28,7 @@ _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _UNSATISFIED = re.compile(r"bytes \*/(\d+)")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Mark:
     """What a server says by which its file is known again, as it said it.
 
@@ -68,7 +69,7 @@ def _time(text: str | None) -> datetime | None:
     return found.replace(tzinfo=UTC) if found and found.tzinfo is None else found
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Policy:
     """How patient one is: tries without progress, and seconds in which nothing comes."""
 
@@ -82,7 +83,7 @@ class Download:
 
     url: str
     policy: Policy
-    mark: Mark = Mark()
+    mark: Mark = field(default_factory=Mark)
     position: int = 0
     total: int | None = None
     unchanged: bool = False

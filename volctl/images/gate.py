@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -22,6 +21,7 @@ from volctl.images.formats import QEMU_DRIVER, inspect
 from volctl.images.formats.magic import Magic, identify
 from volctl.images.reader import Reader
 from volctl.model import GiB, format_size
+from volctl.records import record
 
 if TYPE_CHECKING:
     from volctl.images.checksums import Checksum
@@ -38,7 +38,7 @@ KINDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CheckedImage:
     """An open image that passed the gate. Sizes in bytes.
 
@@ -83,7 +83,7 @@ class CheckedImage:
             raise _changed(self.path)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Known:
     """What an earlier check found in a file that has the same identity now. Sizes in bytes."""
 
@@ -94,7 +94,7 @@ class Known:
     packed: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Unpacking:
     """Where packed images are unpacked, how much may come out (bytes), and who hears of it.
 

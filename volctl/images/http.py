@@ -12,13 +12,13 @@ import queue
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
 from volctl import interrupt
 from volctl.errors import BackendError, UsageError, VolctlError
 from volctl.model import KiB
+from volctl.records import record
 
 if TYPE_CHECKING:
     import urllib3
@@ -38,7 +38,7 @@ class Broken(Exception):
         self.pause = pause
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Head:
     """The beginning of an answer; the names of `headers` are in lower case."""
 

@@ -7,12 +7,12 @@ import sys
 import time
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 
 from volctl import interrupt
 from volctl.errors import ImageCorruptError, ImageUnsafeError
 from volctl.model import KiB, MiB
+from volctl.records import record
 
 SECONDS = 0.6  # of our own processor time for the tables of one image
 BYTES_PER_SECOND = 2 * 1024 * MiB  # an image that really holds much may take longer
@@ -36,7 +36,7 @@ def _try() -> float:
     return time.process_time() - began
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Reader:
     """The descriptor of an image, its length in bytes, and how long its tables may take.
 

@@ -11,10 +11,10 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 
 from volctl import command
 from volctl.errors import AccessError, NotFoundError, SignatureError, UsageError
+from volctl.records import record
 
 CLEARSIGNED = b"-----BEGIN PGP SIGNED MESSAGE-----"
 _KEYS = re.compile(rb"-----BEGIN PGP PUBLIC KEY BLOCK-----(.*?)-----END PGP PUBLIC KEY BLOCK-----", re.DOTALL)
@@ -30,7 +30,7 @@ WHY = {
 MOST = 1 << 24  # bytes of a keyring
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Signature:
     """A detached signature, in base64, and the path of the keyring."""
 

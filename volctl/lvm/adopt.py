@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from volctl import udev
 from volctl.adoption import Adoption, Found
@@ -13,6 +12,7 @@ from volctl.errors import BackendError, InUseError, NotFoundError, UsageError
 from volctl.lvm.group import MARK, Session
 from volctl.lvm.report import LogicalVolume, VolumeGroup
 from volctl.model import Object
+from volctl.records import record
 
 _RESERVED = re.compile(
     r"snapshot|pvmove|volume-|snap-|image-|revert-|.*_(c|m|r|t)(data|meta|image|log|origin)|.*_vorigin"
@@ -20,7 +20,7 @@ _RESERVED = re.compile(
 """What LVM keeps for itself (lvm(8), "VALID NAMES"), and what a listing of ours may take for an object."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LvAdoption(Adoption):
     """Plain and thin LVs of the group; `pool` finds the thin pool of the backend, None for thick ones only."""
 

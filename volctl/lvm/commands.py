@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from volctl import command, interrupt
 from volctl.errors import (
@@ -27,6 +27,7 @@ from volctl.errors import (
     VolctlError,
 )
 from volctl.lvm.report import ARGUMENTS, VolumeGroup, parse
+from volctl.records import record
 
 LOOK, CHANGE = 60.0, 120.0  # seconds that a report and a change may take
 GRACE = 5.0
@@ -54,7 +55,7 @@ _KINDS: tuple[tuple[str, type[VolctlError], str | None], ...] = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Layout:
     """How the extents of a thick LV lie: extra copies, stripes, and the PVs they may come from (all if empty)."""
 
@@ -72,7 +73,7 @@ class Layout:
         ]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Group:
     """The verbs, for one volume group. `locks` are descriptors that LVM's process is to hold as well."""
 

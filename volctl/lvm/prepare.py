@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from volctl.errors import ConflictError
 from volctl.lvm.commands import Group, Layout
@@ -11,9 +10,10 @@ from volctl.lvm.group import MARK, Session, owner
 from volctl.lvm.report import VolumeGroup
 from volctl.lvm.settings import Settings
 from volctl.model import format_size
+from volctl.records import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Step:
     """One thing to do: the verb once it is done, the verb before, to what, and how."""
 

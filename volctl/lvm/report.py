@@ -6,8 +6,9 @@ Sources: lvm-fullreport(8), lvmreport(7), lvs(8) for the letters of `lv_attr`.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Any
+
+from volctl.records import record
 
 VG_FIELDS = (
     "vg_name,vg_uuid,vg_tags,vg_extent_size,vg_size,vg_free,vg_exported,vg_partial,vg_clustered,vg_shared,"
@@ -29,7 +30,7 @@ ARGUMENTS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PhysicalVolume:
     """A disk of the group; `name` is its device path, sizes are in bytes."""
 
@@ -41,7 +42,7 @@ class PhysicalVolume:
     allocatable: bool
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LogicalVolume:
     """`size` is what a reader of the device gets, in bytes; of a COW snapshot its origin's.
 
@@ -92,7 +93,7 @@ class LogicalVolume:
         return self.attr[7:8] == "z"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class VolumeGroup:
     """A volume group as it was at one instant. Sizes are in bytes."""
 

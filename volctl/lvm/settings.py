@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from volctl.backend import Setup, check_options
 from volctl.errors import ConfigError
 from volctl.files import Ownership
 from volctl.model import MAX_SIZE, parse_size
+from volctl.records import record
 
 OPTIONS = (
     "volume_group", "provisioning", "pool", "pool_size", "clear", "mirrors", "stripes", "pv_tags",
@@ -21,7 +21,7 @@ _TAG = re.compile(r"[A-Za-z0-9_+.][A-Za-z0-9_+./=!:&#-]{0,127}")
 _RESERVED = re.compile(r"\.{1,2}|snapshot.*|pvmove.*|.*_(tdata|tmeta|pmspare|rimage|rmeta|mlog|mimage|cdata|cmeta).*")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Settings:
     """`pool_size` in bytes, None for 95 % of the group. `mirrors` counts the copies besides the first.
 
@@ -60,7 +60,7 @@ def settings(setup: Setup) -> Settings:
     return found
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Options:
     backend: str
     options: Mapping[str, Any]

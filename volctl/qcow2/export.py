@@ -18,7 +18,6 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from volctl.errors import BackendError, InUseError, MissingError
 from volctl.files import device_holders, loopdev, os_open, translated
 from volctl.files.loopdev import LoopDevice
 from volctl.qcow2.qmp import Monitor, RefusedError, connected
+from volctl.records import record
 
 PROGRAM = "qemu-storage-daemon"
 RUN = Path("/run/volctl")
@@ -39,7 +39,7 @@ def means() -> str:
     return "a loop device over FUSE" if _FUSE.exists() else "none: there is no /dev/fuse (modprobe fuse)"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Export:
     """Of the volume `name` of one database. `disk` is the raw file while a daemon shows it."""
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
 
 from volctl.errors import BackendError
+from volctl.records import record
 
 MAGIC = 0x514649FB
 CORRUPT, DATA_FILE = 2, 4
@@ -18,7 +18,7 @@ _HEADER = struct.Struct(">IIQIIQIIQQIIQQQQII")
 _EXTENSION = struct.Struct(">II")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Header:
     """`size` is the guest disk's, in bytes; `backing` and its format are as written, None for none."""
 

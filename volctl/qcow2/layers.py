@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from volctl import files
@@ -20,6 +19,7 @@ from volctl.errors import BackendError, InUseError, NoSpaceError
 from volctl.model import Object
 from volctl.qcow2 import tool
 from volctl.qcow2.header import Header, is_blank, read
+from volctl.records import record
 
 SCAN = 64
 """So many bytes of a disk are looked at in the time that one is copied."""
@@ -44,7 +44,7 @@ def base_of(source: Object) -> str:
     return layer(source) if source.kind == "snap" else source.name
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Layers:
     """The files of an open pool, and the rows about them. `options` are `qemu-img create -o` of new files."""
 

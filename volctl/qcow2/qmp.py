@@ -6,11 +6,11 @@ import json
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from volctl.errors import BackendError
+from volctl.records import record
 
 PATIENCE = 30.0  # seconds for one answer
 
@@ -19,7 +19,7 @@ class RefusedError(Exception):
     """The program understood, and would not."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Monitor:
     path: Path
     stream: TextIO

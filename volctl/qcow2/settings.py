@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from volctl.backend import Setup
 from volctl.errors import ConfigError
 from volctl.model import KiB, MiB, exact_size
+from volctl.records import record
 
 OPTIONS = ("cluster_size", "extended_l2", "lazy_refcounts", "preallocation", "compression")
 LEAST_EXTENDED = 16 * KiB
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Layout:
     """`qemu-img create -o` of every file, of those that lie over no other, and of image bases."""
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from volctl.errors import ConfigError
 from volctl.model import Explanation, Verdict
+from volctl.records import record
 from volctl.scheduler import filters, weighers
 from volctl.scheduler.filters import Filter
 from volctl.scheduler.pools import Pool, Request, reported
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Policy:
     """Names of the configurable filters in order, each weigher's multiplier, the seed of ChanceWeigher."""
 

@@ -20,11 +20,11 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from volctl.errors import ConfigError
+from volctl.records import record
 from volctl.scheduler.pools import FIELDS
 from volctl.scheduler.specs import number
 
@@ -65,7 +65,7 @@ class EvaluationError(ValueError):
     """An expression has no value for this pool: division by zero, an unknown figure, text as a number."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Token:
     """`kind` is number, unit, name, text, sign or end; `position` is from 1."""
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from typing import Any
 
 from volctl.backend import Capabilities, Problem, Stats
 from volctl.model import GiB, format_size, round_up
+from volctl.records import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Pool:
     """One configured backend as it stands now.
 
@@ -39,7 +40,7 @@ class Pool:
     goodness_function: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Request:
     """A volume that looks for a pool.
 

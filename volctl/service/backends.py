@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 from volctl import confine
 from volctl.command import bubblewrap, find
@@ -62,7 +62,7 @@ def init(session: Session, name: str) -> list[str]:
 
 
 def _fields(state: BackendState) -> Json:
-    return {name: getattr(state, name) for name in state.__slots__}
+    return {column.name: getattr(state, column.name) for column in fields(state)}
 
 
 def _state(pool: Pool) -> BackendState:

@@ -8,7 +8,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from volctl.flows.request import Ahead
 from volctl.images import checksums, peek, signatures
 from volctl.images.fetch import Download, Mark, Policy
 from volctl.model import GiB, Image, now
+from volctl.records import record
 from volctl.service.proof import Proof
 from volctl.service.session import Session
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 PART_DAYS = 7  # after which what was fetched of a file, and never to its end, is dropped
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Wanted:
     """A file by its URL; what is known of it; `size` of the volume it is for, in bytes, if one was asked for."""
 
@@ -56,7 +57,7 @@ def image_of(session: Session, wanted: Wanted) -> Iterator[Image]:
         yield _image(session, image_id)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Known:
     """Of a URL, without fetching it: the image that is held, else what the first bytes of the file say."""
 

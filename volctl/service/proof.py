@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from urllib.parse import unquote, urlsplit
 
 from volctl.errors import AccessError, NotFoundError, UsageError
 from volctl.images import checksums, fetch, http, signatures, sums
 from volctl.model import Json, MiB
+from volctl.records import record
 
 MOST = MiB  # bytes of a list of checksums or a signature
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Proof:
     """`checksum` is `sha256:HEX` or `sha512:HEX`; `signature`, of the image itself, as the gate takes it."""
 

@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -23,13 +23,14 @@ from volctl.flows import FLOWS, about
 from volctl.flows.context import Backends, Context
 from volctl.flows.words import usage
 from volctl.model import Volume, check_name, format_size, now
+from volctl.records import record
 
 READ_SETTLE = 5.0  # seconds a command that only reads spends on what others left
 LOCK_TIMEOUT = 60.0
 AT_ONCE = 20  # objects that a command lets catch up with their rows, beside its own work
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Options:
     """Where and for whom; None is the environment, then what is built in. Times in seconds.
 
@@ -44,7 +45,7 @@ class Options:
     take_over: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Watcher:
     """What a long call tells.
 
@@ -56,7 +57,7 @@ class Watcher:
     step: Callable[[str, str, str], None] = lambda flow, task, state: None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Session:
     """The state, opened: what every function of the service takes first."""
 

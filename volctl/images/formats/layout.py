@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from volctl.images.reader import Reader
+from volctl.records import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Layout:
     """Bytes throughout. `data` is what a copy writes at most. `virtual_size` None: only QEMU's reading counts.
 

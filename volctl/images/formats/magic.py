@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+
+from volctl.records import record
 
 HEAD = 1024
 FOOTER = 512
@@ -34,7 +35,7 @@ OTHERS = {
 VDI_SIGNATURE = b"\x7f\x10\xda\xbe"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Magic:
     """A format's name; whether it is a compressed file or archive that must be unpacked first."""
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from volctl.images.formats.layout import Layout
 from volctl.images.reader import Reader, unpack
+from volctl.records import record
 
 DIRTY, CORRUPT, DATA_FILE, COMPRESSION, EXTENDED_L2 = (1 << bit for bit in range(5))
 KNOWN = DIRTY | CORRUPT | DATA_FILE | COMPRESSION | EXTENDED_L2
@@ -20,7 +20,7 @@ MAX_L1 = 32 * 1024**2 // 8  # entries; QCOW_MAX_L1_SIZE
 HEADER = struct.Struct(">IQIIQIIQ")  # from the version on
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Header:
     version: int
     cluster_bits: int

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import struct
 from array import array
-from dataclasses import dataclass
 from uuid import UUID
 
 from volctl.images.formats.layout import Layout
 from volctl.images.reader import Reader
+from volctl.records import record
 
 REGIONS = 192 * 1024
 BAT = UUID("2dc27766-f623-4200-9d64-115e9bfd4a08").bytes_le
@@ -21,7 +21,7 @@ PRESENT, PARTIAL = 6, 7
 MAX_ENTRIES = 2047
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Disk:
     size: int
     block: int

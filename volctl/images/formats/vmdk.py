@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from volctl.errors import ImageError
 from volctl.images.formats.layout import Layout
 from volctl.images.reader import Reader
+from volctl.records import record
 
 SECTOR = 512
 ZERO_GRAINS, COMPRESSED, MARKERS = 1 << 2, 1 << 16, 1 << 17
@@ -19,7 +20,7 @@ DESCRIPTOR_MAX = 1 << 20
 DESCRIPTOR_READ = 20 * SECTOR  # what QEMU looks for a parent in, whatever size the header says
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Header:
     """Capacity, grain, and offsets in sectors."""
 

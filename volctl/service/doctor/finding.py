@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from volctl.records import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Finding:
     """One difference, for a reader. `object` is named as it is on its backend, in the state directory or /dev.
 

@@ -1,0 +1,54 @@
+"""Records: what the standard dataclass promises and they must keep."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, field, replace
+
+import pytest
+
+from volctl.records import record
+
+
+@record
+class Point:
+    x: int
+    y: int = 0
+    note: str = field(default="", compare=False)
+    hidden: int = field(default=0, repr=False)
+
+
+@record
+class Named(Point):
+    name: str = ""
+
+
+@record
+class Other:
+    x: int
+    y: int = 0
+    hidden: int = 0
+
+
+def test_equal_if_all_compared_fields_are() -> None:
+    assert Point(1, note="a") == Point(1, note="b") and hash(Point(1, note="a")) == hash(Point(1, note="b"))
+    assert Point(1) != Point(1, 2) and Point(1) != Other(1) and Point(1) != Named(1)
+    assert Named(1, name="a") != Named(1, name="b")
+
+
+def test_shown_copied_and_made_plain_as_a_dataclass() -> None:
+    assert repr(Named(1, name="a")) == "Named(x=1, y=0, note='', name='a')"
+    assert replace(Point(1), y=2) == Point(1, 2)
+    assert asdict(Other(1)) == {"x": 1, "y": 0, "hidden": 0}
+
+
+def test_holds_nothing_but_its_fields() -> None:
+    with pytest.raises(AttributeError):
+        Point(1).z = 1  # type: ignore[attr-defined]
+
+
+def test_one_field_alone_is_compared_and_hashed() -> None:
+    @record
+    class Single:
+        it: tuple[int, ...]
+
+    assert Single((1,)) == Single((1,)) and len({Single((1,)), Single((1,)), Single((2,))}) == 2
