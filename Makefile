@@ -28,7 +28,8 @@ lint:
 	@scripts/bootstrap test
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check --quiet .
-	.venv/bin/mypy volctl backends tests scripts/boot scripts/vm scripts/vm_images.py scripts/vm_machine.py
+	.venv/bin/mypy volctl backends tests scripts/boot scripts/vm scripts/vm_images.py scripts/vm_machine.py \
+		scripts/bench scripts/bench_*.py
 	.venv/bin/lint-imports --no-logo
 
 bench:

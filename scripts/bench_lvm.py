@@ -14,6 +14,7 @@ import os
 import random
 import re
 import statistics
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,7 +36,8 @@ class Pool:
     """One backend on a group of its own."""
 
     kind: str
-    state: State
+    state: State  # in which no image is cached
+    caching: State  # the same, with the image cache
 
     @property
     def group(self) -> str:
@@ -51,6 +53,16 @@ class Pool:
             "lvcreate", "-qq", "-y", *where, "-n", name, *more, *([] if where[0] == "-V" else [self.group])
         )
 
+    def said(self, *words: str) -> list[str]:
+        """The words that a tool prints."""
+        return subprocess.run(words, env=self.state.env, check=True, capture_output=True, text=True).stdout.split()
+
+    def used(self) -> int:
+        """Bytes of the thin pool's data that are taken (dm-thin's status: used/total blocks)."""
+        name = f"{self.group.replace('-', '--')}-volctl-tpool"
+        block = int(self.said("dmsetup", "table", name)[5]) * 512
+        return int(self.said("dmsetup", "status", name)[5].split("/")[0]) * block
+
     def source(self, name: str, size: int) -> None:
         """A volume that is full of data."""
         self.state.volctl("create", name, "--size", f"{size // MiB}M", "--attach")
@@ -64,9 +76,13 @@ class Pool:
 def prepared(kind: str, runs: int) -> Pool:
     home = HOME / kind
     home.mkdir(parents=True)
-    pool = Pool(kind, State(home / "state", runs, str(home / "config.toml"), (sys.executable, "-m", "volctl")))
+    program = (sys.executable, "-m", "volctl")
+    plain, caching = (State(home / "state", runs, str(home / name), program) for name in ("plain.toml", "caching.toml"))
+    pool = Pool(kind, plain, caching)
     options = f'volume_group = "{pool.group}"\nprovisioning = "{kind}"'
-    (home / "config.toml").write_text(f'[[backend]]\nname = "{kind}"\nkind = "lvm"\n{options}\n')
+    backend = f'[[backend]]\nname = "{kind}"\nkind = "lvm"\n{options}\n'
+    Path(plain.config).write_text(f"[image_cache]\nmax_count = 0\n{backend}")
+    Path(caching.config).write_text(backend)
     pool.tool("vgcreate", "-qq", pool.group, DISKS[kind])
     pool.state.volctl("backend", "init", kind, "--yes")
     return pool
@@ -105,7 +121,7 @@ def shared(pool: Pool) -> Iterator[Row]:
 def from_image(pool: Pool, image: Path) -> Row:
     """The whole command less the import floor; LVM's own calls are told apart, for the bar knows of the bytes only."""
     size = virtual_size(image) + TAIL
-    fastest = min(DURABLE, key=lambda way: statistics.median(convert(pool, image, size, way)[0] for _ in range(3)))
+    fastest = min(DURABLE, key=lambda way: convert(pool, image, size, way)[0])
     calls = []
 
     def ours() -> float:
@@ -158,6 +174,44 @@ def virtual_size(image: Path) -> int:
         return -(-int.from_bytes(file.read(32)[24:], "big") // MiB) * MiB
 
 
+# -- an image that is cached
+
+
+def cached(pool: Pool, images: list[Path]) -> Iterator[Row]:
+    """The second volume from one image, of two sizes."""
+    small, big = images
+    for image in images:
+        pool.caching.volctl("create", "first", "--from-image", str(image))
+        pool.caching.volctl("delete", "first", "--yes")
+
+    def second(image: Path) -> float:
+        taken = pool.caching.volctl("create", "second", "--from-image", str(image))
+        pool.caching.volctl("delete", "second", "--yes")
+        return taken
+
+    def bare() -> float:
+        """What a clone of a cached LV comes to at a shell."""
+        name = f"bare{next(NUMBERS)}"
+        origin = next(lv for lv in pool.said("lvs", "--noheadings", "-o", "lv_name", pool.group) if lv[:6] == "image-")
+        return pool.tool("lvcreate", "-qq", "-y", "-s", "-ky", "-n", name, f"{pool.group}/{origin}")
+
+    runs = pool.state.runs
+    pair = paired(lambda: second(big) - bare(), pool.state.floor, runs)
+    yield times(f"the second volume of {big.name}, less the bare lvcreate -s", pair, "import floor", 1.8, runs)
+    yield times(
+        f"  beside one of {small.name}",
+        paired(partial(second, big), partial(second, small), runs),
+        small.name,
+        1.2,
+        runs,
+    )
+    for image in images:
+        before = pool.used()
+        pool.caching.volctl("create", image.name[:3] + "kept", "--from-image", str(image))
+        more = pool.used() - before
+        yield Row(f"  written for it, {image.name}", f"{more / MiB:.2f} MiB of the pool", "<= 1 MiB", more <= MiB)
+
+
 # -- programs
 
 
@@ -202,15 +256,15 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5, help="counted runs of each command")
     parser.add_argument("--only", action="append", choices=DISKS, help="only this kind of LV (repeatable)")
     given = parser.parse_args()
-    images = sorted(Path("/in").glob("*.qcow2"))
+    images = sorted(Path("/in").glob("*.qcow2"), key=lambda path: path.stat().st_size)
     for kind in given.only or DISKS:
         heading(f"On {kind} LVs")
         pool = prepared(kind, given.runs)
         show(blank(pool))
-        for image in images:
+        for image in images[1:]:
             show(from_image(pool, image))
         if kind == "thin":
-            for row in shared(pool):
+            for row in (*shared(pool), *cached(pool, [images[0], images[-1]])):
                 show(row)
         for row in children(pool, images[0]):
             show(row)

@@ -31,7 +31,8 @@ class Other:
 
 def test_equal_if_all_compared_fields_are() -> None:
     assert Point(1, note="a") == Point(1, note="b") and hash(Point(1, note="a")) == hash(Point(1, note="b"))
-    assert Point(1) != Point(1, 2) and Point(1) != Other(1) and Point(1) != Named(1)
+    other: object = Other(1)
+    assert Point(1) != Point(1, 2) and Point(1) != other and Point(1) != Named(1)
     assert Named(1, name="a") != Named(1, name="b")
 
 
