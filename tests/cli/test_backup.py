@@ -81,21 +81,40 @@ def test_while_others_write(cli: Cli, volctl: Volctl) -> None:
     assert writer.returncode == 0 and len(set(counts)) > 2
 
 
-DIE = """
-import os, sys
+HALT = """
+import os, sys, time
 from volctl.cli import main
-os.rename = lambda *given: os._exit(9)
+os.rename = lambda *given: (print("whole", flush=True), time.sleep(600))
 main(["backup-db", "copy.db"])
 """
 
 
-def test_a_killed_backup_leaves_no_file_of_that_name_and_the_next_one_cleans_up(cli: Cli, volctl: Volctl) -> None:
+def test_a_killed_backup_leaves_nothing_after_one_more_command_and_one_that_lives_is_left_alone(
+    cli: Cli, volctl: Volctl
+) -> None:
     cli.volume("v")
-    done = subprocess.run([sys.executable, "-c", DIE], env=volctl.environment, cwd=cli.home, check=False)
-    assert done.returncode == 9
-    assert not (cli.home / "copy.db").exists()
+    argv = [sys.executable, "-c", HALT]
+    with subprocess.Popen(argv, env=volctl.environment, cwd=cli.home, stdout=subprocess.PIPE) as running:
+        assert running.stdout and running.stdout.readline() == b"whole\n"
+        (unfinished,) = cli.home.glob(".volctl-backup-*")
+        cli("list")
+        assert unfinished.exists()
+        running.kill()
+    cli("list")
+    assert sorted(path.name for path in cli.home.iterdir()) == ["config.toml", "state"]
+    assert not list(cli.state.glob("backup-*"))
     cli("backup-db", "copy.db")
     assert sorted(path.name for path in cli.home.iterdir()) == ["config.toml", "copy.db", "state"]
+
+
+def test_what_cannot_be_removed_yet_hinders_nobody(cli: Cli) -> None:
+    cli.volume("v")
+    (cli.home / "directory").mkdir()
+    for name, target in (("backup-1", "directory"), ("backup-2", "nowhere/copy.db")):
+        (cli.state / name).symlink_to(cli.home / target)
+    cli("list")
+    assert (cli.home / "directory").is_dir()
+    assert [path.name for path in cli.state.glob("backup-*")] == ["backup-1"]
 
 
 @pytest.mark.root

@@ -5,15 +5,20 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+import uuid
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from volctl import files, interrupt
-from volctl.db.store import Store
-from volctl.errors import DatabaseError, ExistsError, LockedError, NoSpaceError, UsageError
+from volctl.db.store import Store, alone_in
+from volctl.errors import DatabaseError, ExistsError, NoSpaceError, UsageError
 
 PAGES = 256  # copied between two looks for signals and the deadline
+UNFINISHED, NOTE = ".volctl-backup-", "backup-"
+"""Before the name of a backup that is not whole yet, and of the link to it in the state directory."""
+VERSIONS = 18
+"""Where a database's header says how it is written and read, a byte each: 2 with a log beside it (WAL), 1 without."""
 
 
 def backup(store: Store, target: Path, *, replace: bool) -> int:
@@ -22,8 +27,8 @@ def backup(store: Store, target: Path, *, replace: bool) -> int:
     `ExistsError` if it is there, unless `replace`. It appears whole or not at all.
     """
     _check(store, target, replace=replace)
-    with files.translated(f"back up the database to {target}"), _temporary(target) as (path, fd):
-        _copy(store, path)
+    with files.translated(f"back up the database to {target}"), _temporary(store, target) as (path, fd):
+        _copy(store, path, fd)
         os.fsync(fd)
         size = os.fstat(fd).st_size
         _check(store, target, replace=replace)
@@ -44,45 +49,57 @@ def _check(store: Store, target: Path, *, replace: bool) -> None:
 
 
 @contextmanager
-def _temporary(target: Path) -> Iterator[tuple[Path, int]]:
-    """A new file beside `target`, ours alone. What a killed backup to the same file left is removed."""
-    path = target.with_name(f".{target.name[:200]}.new")
-    fd = _made(path, target)
+def _temporary(store: Store, target: Path) -> Iterator[tuple[Path, int]]:
+    """A new file beside `target`, ours alone. A link in the state directory says where, in case we are killed."""
+    name = str(uuid.uuid4())
+    path, note = target.with_name(UNFINISHED + name), store.path.with_name(NOTE + name)
+    with alone_in(note.parent):
+        note.symlink_to(path)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except BaseException:
+            note.unlink()
+            raise
+        fcntl.flock(fd, fcntl.LOCK_EX)
     try:
         yield path, fd
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
     finally:
+        path.unlink(missing_ok=True)
+        note.unlink(missing_ok=True)
         os.close(fd)
 
 
-def _made(path: Path, target: Path) -> int:
-    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
-    while True:
+def sweep(state: Path) -> None:
+    """Remove what backups that were killed left. What cannot be removed now is tried again by the next command."""
+    notes = [name for name in os.listdir(state) if name.startswith(NOTE)]
+    if notes:
+        with suppress(OSError), alone_in(state):
+            for name in notes:
+                _forget(state / name)
+
+
+def _forget(note: Path) -> None:
+    with suppress(FileNotFoundError), files.os_open(note, os.O_RDWR | os.O_CLOEXEC) as fd:
         try:
-            fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            return fd
-        except FileExistsError:
-            with files.os_open(path, flags) as left:
-                try:
-                    fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
-                    raise LockedError(f"another command backs up to {target}") from error
-                path.unlink(missing_ok=True)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return  # a backup that lives
+        note.readlink().unlink()
+    note.unlink(missing_ok=True)
 
 
-def _copy(store: Store, path: Path) -> None:
-    """In one view of the source, so that writers meanwhile neither show nor make it begin anew."""
+def _copy(store: Store, path: Path, fd: int) -> None:
+    """In one view of the source, so that writers meanwhile neither show nor make it begin anew; no file beside it."""
     try:
         with store.read() as tx, closing(sqlite3.connect(path, isolation_level=None)) as copy:
             tx.exec_driver_sql("SELECT count(*) FROM meta").scalar_one()  # here the view begins
             source = tx.connection.driver_connection
             assert isinstance(source, sqlite3.Connection)
+            copy.execute("PRAGMA journal_mode = MEMORY")
             copy.execute("PRAGMA synchronous = OFF")  # synced as a whole
             source.backup(copy, pages=PAGES, progress=lambda status, left, total: interrupt.check())
-            copy.execute("PRAGMA journal_mode = DELETE")  # one file, with nothing beside it
+        os.pwrite(fd, b"\1\1", VERSIONS)
+        with closing(sqlite3.connect(path, isolation_level=None)) as copy:
             (said,) = copy.execute("PRAGMA integrity_check(1)").fetchone()
     except sqlite3.Error as error:
         if "full" in str(error):

@@ -198,7 +198,7 @@ def _create(path: Path, may_create: Callable[[], None]) -> None:
 
     What a killed first run left under that name is removed by the next one.
     """
-    with _alone_in(path.parent):
+    with alone_in(path.parent):
         if not path.exists():
             may_create()
             temporary = _temporary(path)
@@ -215,7 +215,7 @@ def recreate(path: Path, database: str, fill: Callable[[Store], None]) -> Path |
     A file that is in its place is set aside; where to.
     """
     _refuse_network(path.parent)
-    with _alone_in(path.parent):
+    with alone_in(path.parent):
         temporary, aside = _temporary(path), None
         remove_files(temporary)
         _build(temporary, database)
@@ -240,7 +240,7 @@ def _set_aside(path: Path) -> Path:
 
 
 @contextmanager
-def _alone_in(directory: Path) -> Iterator[None]:
+def alone_in(directory: Path) -> Iterator[None]:
     """One process at a time; what was renamed in it is durable after."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from volctl import command, confine, files, interrupt
 from volctl.config import Config, Places, load, places
 from volctl.db import about as rows
-from volctl.db import events, volumes
+from volctl.db import backup, events, volumes
 from volctl.db.store import Store, keep_owner, open_store
 from volctl.engine import journal
 from volctl.engine.locks import EXCLUSIVE, LockDirectory, LockSet, Names
@@ -132,6 +132,7 @@ def open_session(options: Options, watcher: Watcher, *, reads: bool = False) -> 
         store, config, where, Backends(config, store.uuid, where.state, store), watcher.progress, watcher.warn
     )
     try:
+        backup.sweep(where.state)
         locks = LockDirectory(where.locks, keep_owner)
         engine = Engine(store, locks, FLOWS, env, watcher.step, watcher.warn)
         session = Session(env, engine, locks, project, _lock_timeout(options), watcher)
