@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -63,3 +67,21 @@ def test_a_layer_that_was_open_when_its_snapshot_went_goes_at_the_detach() -> No
         for line in (*made, "attach v", "snapshot delete s -y", "detach v"):
             rig.run(*line.split(), status=0)
         assert rig.check(t=Content()) == []
+
+
+def test_what_is_being_released_is_not_adopted() -> None:
+    """The release may yet be undone, and then there was nothing to take back."""
+    with worlds("caching") as world, another(world) as rig:
+        pid = rig.start("release", "bystander", signals={"after GiveTask": signal.SIGSTOP})
+        until_stopped(pid)
+        told = rig.run("adopt", "a", "bystander", "v")
+        os.kill(pid, signal.SIGKILL)
+        rig.join(pid)
+        assert (told.status, "is being released" in told.err) == (5, True), told.err
+        assert rig.check() == []
+        assert rig.there("bystander")["status"] == "available"
+
+
+def until_stopped(pid: int) -> None:
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        time.sleep(0.01)

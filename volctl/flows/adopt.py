@@ -13,6 +13,7 @@ from volctl import files
 from volctl.adoption import Adoption, Found
 from volctl.db import events, snapshots, volumes
 from volctl.db.quotas import Usage
+from volctl.engine import journal
 from volctl.engine.run import Run
 from volctl.engine.task import Flow, Task
 from volctl.errors import ConflictError, ExistsError, ImageError, MissingError
@@ -66,6 +67,7 @@ class CheckAdoptTask(AdoptTask):
             if state.name is not None and (other := volumes.by_name(tx, state.project, state.name)):
                 raise ExistsError(f"there is a volume {state.name!r} already", volume=other.id)
             _refuse_ours(tx, found)
+            _refuse_half_released(tx, state.backend, found)
         _check_format(found, adoption(env, state.backend).format)
         state.thing, state.path, state.size = found.name, found.path, found.size
 
@@ -168,6 +170,14 @@ def _refuse_ours(tx: Connection, found: Found) -> None:
     row = (volumes.find(tx, target.id) or snapshots.find(tx, target.id)) if target else None
     if row is not None:
         raise ConflictError(f"{found.name} is {row.label} already", volume=row.id)
+
+
+def _refuse_half_released(tx: Connection, backend: str, found: Found) -> None:
+    """What a release gave its name may yet be taken back, until its last row is written."""
+    for row in journal.unfinished(tx, all_=True):
+        flow = journal.load(tx, row["id"]) if row["name"] == RELEASE.name else None
+        if flow and (flow["state"]["backend"], flow["state"]["thing"]) == (backend, found.name):
+            raise ConflictError(f"{found.name} is being released", volume=row["object_id"])
 
 
 def _check_format(found: Found, wanted: str) -> None:
