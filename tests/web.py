@@ -7,6 +7,7 @@ with serving() as web:
 from __future__ import annotations
 
 import re
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -177,10 +178,12 @@ class Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving() -> Iterator[Web]:
+def serving(tls: ssl.SSLContext | None = None) -> Iterator[Web]:
     web = Web()
     server = Server(("127.0.0.1", 0), type("Answering", (Answer,), {"web": web}))
-    web.address = f"http://127.0.0.1:{server.server_address[1]}"
+    web.address = f"http{'s' if tls else ''}://127.0.0.1:{server.server_address[1]}"
+    if tls:  # who is refused is told in the thread of its own request
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:

@@ -12,7 +12,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -230,6 +230,38 @@ def test_twenty_commands_at_once_fetch_once(volctl: Volctl, web: Web) -> None:
     assert len(volctl("list", "--json").json()) == 20 and len(stored(volctl)) == 1
 
 
+def test_who_waited_for_another_fetch_does_not_ask_again(volctl: Volctl, web: Web) -> None:
+    """What was fetched since it began is what the server has."""
+    let_go = threading.Event()
+
+    def hold(sent: int) -> None:
+        if sent > MiB:
+            let_go.wait(20)
+
+    url = web.put("/disk.raw", CONTENT, Fault(on_piece=hold))
+    first = begin(volctl, "create", "v", "--from-image", url)
+    until(lambda: received(volctl) > 0)
+    others = [begin(volctl, "create", f"w{number}", "--from-image", url) for number in range(3)]
+    until(lambda: all(map(has_begun, others)))
+    let_go.set()
+    assert [ran.wait() for ran in (first, *others)] == [0] * 4
+    assert [asked.status for asked in web.asked] == [200]
+    volctl("create", "x", "--from-image", url)
+    assert [asked.status for asked in web.asked] == [200, 304]
+
+
+def begin(volctl: Volctl, *words: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([*volctl.argv, *words], env=dict(volctl.environment), stdout=subprocess.DEVNULL)
+
+
+def has_begun(ran: subprocess.Popen[bytes]) -> bool:
+    """Has it opened the database? Only then does it look for the image."""
+    assert ran.poll() is None, "it did not wait"
+    with suppress(OSError):  # one was closed while we looked
+        return any(os.readlink(link).endswith("/volctl.db") for link in Path(f"/proc/{ran.pid}/fd").iterdir())
+    return False
+
+
 def test_who_waits_for_another_fetch_waits_as_long_as_its_timeout(volctl: Volctl, web: Web) -> None:
     url = web.put("/disk.raw", CONTENT, Fault(drip=0.2))
     first = threading.Thread(target=volctl, args=("create", "v", "--from-image", url, "--timeout", "60"))
@@ -238,6 +270,83 @@ def test_who_waits_for_another_fetch_waits_as_long_as_its_timeout(volctl: Volctl
     volctl("create", "w", "--from-image", url, "--timeout", "1", "--lock-timeout", "0", status=124)
     web.stop.set()  # the server goes away in the middle of it
     first.join()
+
+
+def test_refresh_asks_the_server_and_fetches_what_has_changed(cli: Cli, web: Web) -> None:
+    """The image keeps its id, its name and what was said of it; volumes that were made of it keep their bytes."""
+    url = web.put("/disk.raw", CONTENT)
+    before = cli.json("image", "add", "i", url, "--min-disk", "4M", "--property", "os=x")
+    cli.volume("v", "--from-image", "i")
+    assert cli.json("image", "refresh", "i") == before
+    assert [asked.status for asked in web.asked] == [200, 304]
+    web.put("/disk.raw", CONTENT[::-1] + bytes(MiB), etag='"two"')
+    after = cli.json("image", "refresh", "i")
+    changed = hashlib.sha256(CONTENT[::-1] + bytes(MiB)).hexdigest()
+    assert after == before | {"size": 3 * MiB, "virtual_size": 3 * MiB, "sha256": changed}
+    assert stored(cli) == [before["id"]] and parts(cli) == []
+    cli.volume("w", "--from-image", "i")
+    assert cli.file("w").read_bytes()[: 2 * MiB] == CONTENT[::-1]
+    assert cli.file("v").read_bytes()[: 2 * MiB] == CONTENT
+    cli("image", "refresh", "i")
+    assert [asked.status for asked in web.asked[2:]] == [200, 304]
+    assert cli("doctor").status == 0
+
+
+def test_refresh_of_what_has_no_name_keeps_its_id(cli: Cli, web: Web) -> None:
+    url = web.put("/disk.raw", CONTENT)
+    cli.volume("v", "--from-image", url)
+    (image_id,) = stored(cli)
+    web.put("/disk.raw", CONTENT[::-1], etag='"two"')
+    assert cli.json("image", "refresh", image_id)["id"] == image_id
+    assert stored(cli) == [image_id]
+    cli.volume("w", "--from-image", url)
+    assert cli.file("w").read_bytes() == CONTENT[::-1] and web.bodies("/disk.raw") == 2
+
+
+def test_refresh_fetches_a_file_that_is_damaged_or_gone(cli: Cli, web: Web) -> None:
+    url = web.put("/disk.raw", CONTENT)
+    image = cli.json("image", "add", "i", url)
+    file = Path(image["location"])
+    for damage in (lambda: file.write_bytes(b"x"), file.unlink):
+        damage()
+        assert cli.json("image", "refresh", "i") == image
+        assert file.read_bytes() == CONTENT and stored(cli) == [image["id"]]
+    assert web.bodies("/disk.raw") == 3
+    file.write_bytes(b"x")
+    cli("doctor", "--fix", "-y")
+    assert cli.json("image", "show", "i")["status"] == "error"
+    assert cli.json("image", "refresh", "i") == image
+
+
+def test_refresh_takes_what_another_command_fetched(cli: Cli, web: Web) -> None:
+    """Of what has a name itself it is a copy."""
+    url = web.put("/disk.raw", CONTENT)
+    first = cli.json("image", "add", "first", url)
+    web.put("/disk.raw", CONTENT[::-1], etag='"two"')
+    cli.volume("v", "--from-image", url)
+    assert len(stored(cli)) == 2
+    cli("image", "refresh", "first")
+    assert stored(cli) == [first["id"]] and web.bodies("/disk.raw") == 2
+    web.put("/disk.raw", CONTENT, etag='"three"')
+    second = cli.json("image", "add", "second", url)
+    cli("image", "refresh", "first")
+    assert web.bodies("/disk.raw") == 3
+    assert sorted(stored(cli)) == sorted([first["id"], second["id"]])
+    assert all(Path(image["location"]).read_bytes() == CONTENT for image in (first, second))
+
+
+@pytest.mark.parametrize("code", ["backend", "image_corrupt", "not_found"])
+def test_a_refresh_that_fails_leaves_the_image_as_it_was(code: str, cli: Cli, web: Web) -> None:
+    cli.configure("[images]\nfetch_attempts = 1\n")
+    url = web.put("/disk.raw", CONTENT)
+    image = cli.json("image", "add", "i", url)
+    faults = {"backend": Fault(9, close_at_once=True), "not_found": Fault(9, status=404)}
+    broken = b"QFI\xfb\0\0\0\3" + bytes(92)
+    web.put("/disk.raw", broken, *([faults[code]] if code in faults else []), etag='"two"')
+    cli.error({"backend": 8, "image_corrupt": 7, "not_found": 4}[code], code, "image", "refresh", "i")
+    assert cli.json("image", "show", "i") == image and stored(cli) == [image["id"]] and parts(cli) == []
+    cli.volume("v", "--from-image", "i")
+    assert cli.file("v").read_bytes() == CONTENT
 
 
 def test_deleted_pruned_and_kept_within_limits(cli: Cli, web: Web) -> None:

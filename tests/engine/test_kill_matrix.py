@@ -175,6 +175,19 @@ def image_deleted(rig: Rig, died: Ended, whole: Ended) -> str | None:
     return None if there == (died.commits == 0) else f"after {died.commits} commits the image is there: {there}"
 
 
+def image_renewed(rig: Rig, died: Ended, whole: Ended) -> str | None:
+    """As it was, or as the server has it, and only that is taken for good; the same command succeeds."""
+    before = rig.run("create", "v", "--from-image", "i", "--size", "3M")
+    if before.status and died.commits == whole.commits:
+        return f"after {died.commits} of {whole.commits} commits a create ends with {before.status}: {before.err}"
+    again = rig.run("image", "refresh", "i")
+    made = rig.run("create", "again", "--from-image", "i", "--size", "3M")
+    found = rig.check(again=rig.contents["image"], v=rig.contents["image"])
+    stored = len(os.listdir(rig.state / "images"))
+    wrong = again.status or made.status or found or stored != 2
+    return f"again: exit {again.status}, {again.err}, {made.err}, {found}, {stored} files" if wrong else None
+
+
 def image_saved(rig: Rig, died: Ended, whole: Ended) -> str | None:
     """Whole under its name or not there, and nothing beside it."""
     file, done = rig.root / "saved", died.commits == whole.commits
@@ -200,6 +213,13 @@ def image_replaced(rig: Rig, died: Ended, whole: Ended) -> str | None:
 
 def is_taken(rig: Rig) -> None:
     (rig.root / "saved").write_bytes(b"before")
+
+
+def is_damaged(rig: Rig) -> None:
+    """An image of a URL whose file is not what was fetched any more."""
+    rig.run("image", "add", "i", rig.page, status=0)
+    (row,) = [row for row in oracle.load(rig.state)["images"] if row["name"] == "i"]
+    Path(row["location"]).write_bytes(b"damaged")
 
 
 def is_attached(rig: Rig) -> None:
@@ -246,6 +266,7 @@ CASES = {
     "detach": Case("detach src", detached, 8, is_attached),
     "extend-attached": Case("extend src 5M", grown_in_use, 7, is_attached),
     "image-add": Case("image add i RAW --copy", image_added, 9),
+    "image-refresh": Case("image refresh i", image_renewed, 40, is_damaged, ignores="image i has 7 bytes"),
     "image-save": Case("image save src ROOT/saved", image_saved, 15),
     "image-replace": Case("image save snap ROOT/saved --force", image_replaced, 15, is_taken),
     "image-delete": Case("image delete registered -y", image_deleted, 8),

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.engine.crash import caching, caching_world, empty_world, four, rig, world, zygote
+from tests.engine.crash import caching, caching_world, empty_world, four, qcow2_world, rig, world, zygote
 
-__all__ = ["caching", "caching_world", "empty_world", "four", "rig", "world", "zygote"]
+__all__ = ["caching", "caching_world", "empty_world", "four", "qcow2_world", "rig", "world", "zygote"]

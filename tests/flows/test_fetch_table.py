@@ -283,5 +283,7 @@ anew when 64 KiB have come.
 - What fails otherwise leaves no volume, no image and no file.
 - When the server cannot be reached, the command fails (exit 8), also where a copy is held: the hint names the
   copy, and `--from-image ID` takes it without asking the server.
+- `volctl image refresh` asks the server of a fetched image: what it has now takes the place of what is there,
+  under the image's id and name; also if the file was damaged. If that fails, the image is as it was.
 
 """

@@ -104,7 +104,7 @@ def check(
 
 @verb(app, "refresh")
 def refresh(ctx: typer.Context, refs: words.Refs) -> None:
-    """Take images as they are now, after their files have changed."""
+    """Take images as they are now: their files, or what their URLs hold."""
     shown = view(ctx, "Image", COLUMNS)
     with session(ctx) as s:
         from volctl.service import images

@@ -33,6 +33,13 @@ def internals(tx: Connection, image_id: str) -> Json:
     return dict(tx.execute(select(*columns).where(images.c.id == image_id)).mappings().one())
 
 
+def content(tx: Connection, image_id: str) -> Json:
+    """What a row says of the file that was fetched: format, sizes, checksum, the server's mark, what had packed it."""
+    names = ("format", "size", "virtual_size", "sha256", "mark", "packed", "used_at")
+    query = select(*(images.c[name] for name in names)).where(images.c.id == image_id)
+    return dict(tx.execute(query).mappings().one())
+
+
 def by_name(tx: Connection, name: str) -> Image | None:
     row = tx.execute(select(*_COLUMNS).where(images.c.name == name)).mappings().one_or_none()
     return as_image(row) if row else None
@@ -54,8 +61,9 @@ def at_location(tx: Connection, location: str) -> list[Image]:
 
 
 def fetched_from(tx: Connection, origin: str) -> list[RowMapping]:
-    """Images that were fetched from this URL, newest first: `id`, `name`, `sha256`, `mark`, `packed`, `used_at`."""
-    columns = (images.c.id, images.c.name, images.c.sha256, images.c.mark, images.c.packed, images.c.used_at)
+    """Images from this URL, newest first: `id`, `name`, `sha256`, `mark`, `packed`, `used_at`, `identity`."""
+    names = ("id", "name", "sha256", "mark", "packed", "used_at", "identity")
+    columns = (images.c[name] for name in names)
     query = select(*columns).where(images.c.origin == origin, images.c.status == "available")
     return list(tx.execute(query.order_by(images.c.created_at.desc())).mappings())
 

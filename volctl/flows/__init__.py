@@ -16,7 +16,7 @@
 `request` validates, `pools` shows the backends to the scheduler, `sources` fills the volume, from
 the image `cache` where it can; its entries come and go by flows beside the create's (`image_cache`).
 The other verbs are flows of their own: `delete`, `extend`, `snapshot`, `snapshot_delete`, `revert`,
-`attach`, `image`, `save`, `orphan`, `adopt`. `refs` finds what a reference means.
+`attach`, `image`, `image_replace`, `save`, `orphan`, `adopt`. `refs` finds what a reference means.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ LITERALS = {
     "image_fetch": "fetch.FLOW",
     "image_add": "image.ADD",
     "image_delete": "image.DELETE",
+    "image_replace": "image_replace.FLOW",
     "image_save": "save.FLOW",
     "volume_adopt": "adopt.ADOPT",
     "volume_release": "adopt.RELEASE",

@@ -188,7 +188,8 @@ def _failure(error: Exception) -> Exception:
 
     if isinstance(error, exceptions.SSLError):
         hint = "the clock, the system's certificates (package ca-certificates) and the server's name must agree"
-        return BackendError(f"the server is not who it says it is: {error}", hint=hint)
+        said = getattr(error.args[0], "verify_message", None) or _said(error)
+        return BackendError(f"the server is not who it says it is: {said}", hint=hint)
     if isinstance(error, exceptions.NameResolutionError):
         return Broken(f"the name of the server cannot be resolved ({_said(error)})")
     if isinstance(error, exceptions.TimeoutError):

@@ -18,7 +18,7 @@ from volctl.errors import BackendError, NotFoundError
 from volctl.flows.fetch import FetchState, boot
 from volctl.flows.image import ImageDeleteState, part_of, stored
 from volctl.flows.request import Ahead
-from volctl.images import checksums, peek, signatures
+from volctl.images import checksums, peek, signatures, store
 from volctl.images.fetch import Download, Mark, Policy
 from volctl.model import GiB, Image, now
 from volctl.records import record
@@ -57,6 +57,23 @@ def image_of(session: Session, wanted: Wanted) -> Iterator[Image]:
         yield _image(session, image_id)
 
 
+def renew(session: Session, image: Image) -> None:
+    """Ask the server of a fetched image: what it has now takes the place of what is there, if that is another.
+
+    Also if the file is not as it was fetched. Errors as of `image_of`; the image is then as before.
+    """
+    from volctl.flows.image_replace import ReplaceState
+
+    assert image.origin is not None
+    wanted = Wanted(image.origin, Proof())
+    with session.locks.acquire({lock_of(wanted.url): EXCLUSIVE}, math.inf) as locks:
+        found = _held(session, wanted) or _fetch(session, wanted, locks, keep=image.id)
+        if found != image.id:
+            with session.locked({image.id: EXCLUSIVE, found: EXCLUSIVE}) as both:
+                state = ReplaceState(image.id, found)
+                session.engine.start("image_replace", state, object_id=image.id, locks=both)
+
+
 @record
 class Known:
     """Of a URL, without fetching it: the image that is held, else what the first bytes of the file say."""
@@ -69,7 +86,7 @@ def ahead(session: Session, wanted: Wanted) -> Known:
     """For a dry run: asks the server, changes nothing."""
     with session.store.read() as tx:
         rows = images.fetched_from(tx, wanted.url)
-    row = next((row for row in rows if _provable(row, wanted.proof)), None)
+    row = _good(session, rows, wanted.proof)
     download = _begin(session, wanted.url, row, None)
     if row is not None and download.unchanged:
         _check_proof(session, row, wanted)
@@ -106,7 +123,7 @@ def _held(session: Session, wanted: Wanted) -> str | None:
     """The id of a copy that is what the server has; None if it must be fetched, which was begun then."""
     with session.store.read() as tx:
         rows, part = images.fetched_from(tx, wanted.url), parts.of(tx, wanted.url)
-    found = next((row for row in rows if _provable(row, wanted.proof)), None)
+    found = _good(session, rows, wanted.proof)
     if found is None or found["used_at"] < session.began:  # else somebody asked while this command waited
         download = session.env.downloads[wanted.url] = _begin(session, wanted.url, found, part)
         if found is None or not download.unchanged:
@@ -115,6 +132,18 @@ def _held(session: Session, wanted: Wanted) -> str | None:
     with session.store.write() as tx:
         images.change(tx, found["id"], used_at=now())
     return str(found["id"])
+
+
+def _good(session: Session, rows: list[RowMapping], proof: Proof) -> RowMapping | None:
+    """The first that is as it was fetched, and can be shown to be what is asked for."""
+    return next((row for row in rows if _is_whole(session, row) and _provable(row, proof)), None)
+
+
+def _is_whole(session: Session, row: RowMapping) -> bool:
+    try:
+        return bool(store.identity(stored(session.env, row["id"])) == row["identity"])
+    except NotFoundError:
+        return False
 
 
 def _provable(row: RowMapping, proof: Proof) -> bool:
@@ -153,8 +182,8 @@ def _check_proof(session: Session, found: RowMapping, wanted: Wanted) -> None:
             signatures.verify(file.fileno(), wanted.url, signatures.Signature(**proof.signature))
 
 
-def _fetch(session: Session, wanted: Wanted, locks: LockSet) -> str:
-    """Run the flow; what it replaces goes, if nobody gave it a name."""
+def _fetch(session: Session, wanted: Wanted, locks: LockSet, keep: str | None = None) -> str:
+    """Run the flow; what it replaces goes, if nobody gave it a name. `keep` is the id of one that stays."""
     with session.store.read() as tx:
         rows, part = images.fetched_from(tx, wanted.url), parts.of(tx, wanted.url)
     image_id = part["id"] if part else str(uuid.uuid4())
@@ -169,7 +198,7 @@ def _fetch(session: Session, wanted: Wanted, locks: LockSet) -> str:
     )
     session.engine.start("image_fetch", state, object_id=image_id, locks=locks)
     for row in rows:
-        if row["name"] is None:
+        if row["name"] is None and row["id"] != keep:
             _drop(session, row["id"], row["id"])
     return image_id
 

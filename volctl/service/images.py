@@ -130,12 +130,14 @@ def check(
 
 
 def refresh(session: Session, ref: str) -> Image:
-    """Take a registered file as it is now: through the gate again."""
+    """Take a registered file as it is now, or what its URL holds now: through the gate again."""
     found = show(session, ref)
     if found.status == Status.ERROR_DELETING:
         raise ConflictError(f"image {found.label} is {found.status}", hint="volctl image delete finishes that")
     with session.store.read() as tx:
         before = images.internals(tx, found.id)["identity"]
+    if found.origin is not None:
+        fetch.renew(session, found)
     if found.location.startswith(refs.VOLUME_SCHEME):
         with session.store.read() as tx:
             size = volumes.get(tx, found.location.removeprefix(refs.VOLUME_SCHEME)).size
@@ -144,7 +146,9 @@ def refresh(session: Session, ref: str) -> Image:
         was_device = before.get("size") == 0
         image = session.env.image(found.location, "auto", None, was_device)
         values = {"format": image.format, "size": image.file_size, "virtual_size": image.virtual_size}
-        if image.identity != before:  # no longer what was fetched, unpacked or hashed
+        with session.store.read() as tx:
+            present = images.internals(tx, found.id)["identity"]
+        if image.identity != present:  # no longer what was unpacked or hashed
             values |= {"identity": image.identity, "sha256": image.sha256, "origin": None, "packed": None}
     with session.store.write() as tx:
         images.change(tx, found.id, status=Status.AVAILABLE, **values)
