@@ -58,3 +58,11 @@ class State:
 
     def beside_floor(self, what: str, bar: float, *words: str) -> Row:
         return times(what, paired(lambda: self.volctl(*words), self.floor, self.runs), "import floor", bar, self.runs)
+
+
+def qcow2_state(directory: Path, runs: int) -> State:
+    config = directory / "qcow2.toml"
+    config.write_text(f'[[backend]]\nname = "disks"\nkind = "qcow2"\ndirectory = "{directory}/disks"\n')
+    state = State(directory / "qcow2", runs, str(config))
+    state.volctl("backend", "init", "disks", "--yes")
+    return state
