@@ -350,15 +350,14 @@ def parse_size(text: str) -> int:
 
     A bare whole number is GiB; K M G T P and KiB … PiB are powers of 1024, kB … PB of 1000.
     """
-    if (rounded := round_up(exact_size(text), MiB)) > MAX_SIZE:
-        raise ValueError(f"{text!r} is above the largest size, 8 EiB - 1")
-    return rounded
+    if (rounded := round_up(exact_size(text), MiB)) <= MAX_SIZE:
+        return rounded
+    raise ValueError(f"{text!r} is above the largest size, 8 EiB - 1")
 
 
 def exact_size(text: str) -> int:
     """As `parse_size`, but rounded up to a byte only: what the user said before any rounding."""
-    match = _SIZE.fullmatch(text)
-    if not match or match[3] not in _UNITS:
+    if not (match := _SIZE.fullmatch(text)) or match[3] not in _UNITS:
         raise ValueError(f"{text!r} is not a size; write 10 (GiB), 512M, 1.5T, 10GiB or 500MB")
     whole, fraction, unit = match.groups()
     if fraction and not unit:
