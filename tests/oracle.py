@@ -17,6 +17,7 @@ import re
 import sqlite3
 import sys
 from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -89,12 +90,24 @@ def load(state: Path) -> dict[str, list[Row]]:
     """Every table as dictionaries, JSON columns decoded; read through SQLite's own integrity check."""
     with sqlite3.connect(f"file:{state}/volctl.db?mode=rw", uri=True) as connection:
         connection.row_factory = sqlite3.Row
-        (intact,) = connection.execute("PRAGMA integrity_check").fetchone()
-        assert intact == "ok", intact
+        assert (said := _integrity(connection)) == "ok", said
         tables = {name: [_decoded(row) for row in connection.execute(f"SELECT * FROM {name}")] for name in TABLES}
         tables["dangling"] = [dict(row) for row in connection.execute("PRAGMA foreign_key_check")]
     connection.close()
     return tables
+
+
+def is_usable(state: Path) -> bool:
+    """Is there a database, and not a damaged one?"""
+    if not (state / "volctl.db").exists():
+        return False
+    with closing(sqlite3.connect(f"file:{state}/volctl.db?mode=rw", uri=True)) as connection:
+        return _integrity(connection) == "ok"
+
+
+def _integrity(connection: sqlite3.Connection) -> str:
+    (said,) = connection.execute("PRAGMA integrity_check").fetchone()
+    return str(said)
 
 
 def _decoded(row: sqlite3.Row) -> Row:

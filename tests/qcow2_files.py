@@ -21,6 +21,11 @@ def write(path: Path, offset: int, data: bytes) -> None:
         _run("qemu-io", "-f", "qcow2", "-c", order, str(path))
 
 
+def resize(path: Path, size: int) -> None:
+    """To so many bytes."""
+    _run("qemu-img", "resize", "-f", "qcow2", str(path), str(size))
+
+
 def read(path: Path) -> bytes:
     """The whole disk, small ones only. Walks the tables itself: a program for each look would take too long."""
     with open(path, "rb") as file:

@@ -247,6 +247,12 @@ class Rig:
         for pool, path in self.pools.items():
             self.foreign[pool] = oracle.marks(path)
 
+    def mark_stranger(self, name: str) -> None:
+        """If there is something of this name in a pool, it is not ours as it is now."""
+        for pool, path in self.pools.items():
+            self.foreign[pool].pop(name, None)
+            self.foreign[pool] |= {found: mark for found, mark in oracle.marks(path).items() if found == name}
+
 
 @contextmanager
 def scratch(place: Path | None = None) -> Iterator[Path]:
@@ -294,7 +300,7 @@ def furnished(zygote: Zygote, kind: str = "fake", options: str = "", place: Path
         image = noise(sources / "disk.raw", MiB, 3)
         _write_images(sources)
         contents = {"src": now, "snap": then, "other": then, "bystander": Content(), "image": image, "then": then}
-        contents |= {str(sources / name): image for name in ("disk.raw", "disk.qcow2")}
+        contents |= dict.fromkeys(("w", str(sources / "disk.raw"), str(sources / "disk.qcow2")), image)
         rig = replace(rig, contents=contents)
         for name, size in (("src", "2M"), ("bystander", "1M")):
             rig.run("create", name, "--size", size, status=0)

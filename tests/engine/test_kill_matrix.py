@@ -7,8 +7,6 @@ and before each file that is made, renamed, cut, locked or removed.
 from __future__ import annotations
 
 import os
-import sqlite3
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -364,69 +362,6 @@ def settle_killed_everywhere(world: Rig, case: Case, least: int) -> None:
                     wrong[f"{died.points[-1]}, then {settling.points[-1]}"] = found
     assert not wrong, "\n".join(f"{where}: {found}" for where, found in wrong.items())
     assert cases >= least
-
-
-@pytest.mark.parametrize("words", ["adopt a thing.raw v", "release bystander"])
-def test_what_is_taken_over_or_let_go_of_is_one_or_the_other(world: Rig, words: str) -> None:
-    """Killed anywhere: a volume, or somebody's file; never both, never neither, and the same bytes."""
-    wrong, number, died = {}, 0, None
-    while died is None or died.status == KILLED:
-        number += 1
-        with world.copy() as rig:
-            content = _taken_over(rig)
-            died = rig.run(*words.split(), files=True, die_at=number)
-            rig.run("list", status=0)
-            volume = rig.volume(words.split()[-1])
-            rig.mark_foreign()
-            found = rig.check(v=content)
-            pool = rig.pools["a"]
-            mine = [path for path in (pool / "thing.raw", pool / "bystander") if path.exists()]
-            whole = mine if volume is None else [rig.file(words.split()[-1])]
-            adopted = words.startswith("adopt")
-            found += [f"{path} changed" for path in whole if adopted and oracle.differs(path, content)]
-            if len(mine) != (volume is None) + (not adopted) or (volume and volume["status"] != "available"):
-                wrong[f"{number}: {died.points[-1]}"] = [str(volume), str(mine)]
-            if found:
-                wrong[f"{number}: {died.points[-1]}"] = found
-    assert died.status == 0 and number > 8
-    assert not wrong, "\n".join(f"{where}: {found}" for where, found in wrong.items())
-
-
-def _taken_over(rig: Rig) -> Content:
-    source = rig.contents["then"].source
-    assert source is not None
-    (rig.pools["a"] / "thing.raw").write_bytes(source.read_bytes())
-    return rig.contents["then"]
-
-
-def _damage(rig: Rig) -> None:
-    """An orphan, what a revert left, a volume whose file is gone, one whose file has grown, quota for nobody."""
-    (rig.pools["b"] / f"volume-{uuid.uuid4()}").write_bytes(b"x" * 4096)
-    (rig.pools["a"] / f"revert-{rig.there('src')['id']}").write_bytes(b"x")
-    rig.file("bystander").unlink()
-    with rig.file("src").open("ab") as file:
-        file.truncate(3 * 1024**2)
-    with sqlite3.connect(rig.state / "volctl.db") as db:
-        db.execute("INSERT INTO reservations VALUES ('r', 'default', NULL, NULL, 1, 0, 4096)")
-    db.close()
-
-
-def test_a_doctor_that_is_killed_is_gone_on_with_by_the_next(world: Rig) -> None:
-    words, wrong = ("doctor", "--fix", "-y", "--json"), {}
-    with world.copy() as rig:
-        _damage(rig)
-        whole = rig.run(*words, files=True, status=0)
-    assert len(whole.json()) == 5 and len(whole.points) >= 30
-    for number in range(1, len(whole.points) + 1):
-        with world.copy() as rig:
-            _damage(rig)
-            died = rig.run(*words, files=True, die_at=number, status=KILLED)
-            again = rig.run(*words, status=0)
-            found = rig.check()
-            told = (rig.there("bystander")["status"], rig.there("src")["size"])
-            if found or told != ("error", 3 * 1024**2):
-                wrong[f"{number}: {died.points[-1]}"] = (found, told, again.err)
-    assert not wrong, "\n".join(f"{where}: {found}" for where, found in wrong.items())
 
 
 def test_a_first_run_that_is_killed_is_begun_again_by_the_next(zygote: Zygote) -> None:

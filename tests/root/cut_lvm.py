@@ -23,22 +23,13 @@ import volctl.cli
 from tests import oracle
 from tests.engine.zygote import quiet, warm_up
 from tests.oracle import Content
-from tests.root import lvm_oracle
+from tests.root import lvm_oracle, promises
 from tests.root.lvm_rig import run
 
 MiB = 1024**2
 HOME = Path("/var/lib/volctl")
 STATE = HOME / "state"
 GROUPS = {"thin": "cut-thin", "thick": "cut-thick"}
-ROUND = """
-create v-B --size 8M --backend B
-extend v-B 12M
-snapshot create src-B s-B
-create w-B --from-snapshot s-B --backend B
-snapshot delete s-B -y
-delete w-B -y
-delete v-B -y
-"""
 ROUNDS = int(os.environ.get("VOLCTL_CUT_ROUNDS", "1"))
 
 
@@ -102,7 +93,7 @@ def say(line: str) -> None:
 
 def work(backend: str) -> None:
     for _round in range(ROUNDS):
-        for line in ROUND.replace("B", backend).strip().splitlines():
+        for line in promises.lines(promises.ROUND, backend):
             say(f"begin {line}")
             status = volctl_in_a_fork(*line.split())
             assert status == 0, f"{line}: exit {status}"
@@ -141,34 +132,8 @@ def check(copy: Copy) -> None:
         foreign = {f"{group}/home": strange for group in GROUPS.values()}
         group = sorted(GROUPS.values())[zlib.crc32(copy.name.encode()) % 2]
         found = lvm_oracle.check(lvm_oracle.World(STATE, GROUPS, contents, foreign, [group], json.load(told)))
-    found = found or broken_promises(copy.said)
+    found = found or promises.broken(oracle.load(STATE), copy.said)
     assert not found, "\n".join(found)
-
-
-def broken_promises(said: str) -> list[str]:
-    """Of what the last commands said they had done, what is otherwise; the ones that were cut may be either."""
-    tables = oracle.load(STATE)
-    sizes = {row["name"]: row["size"] for kind in ("volumes", "snapshots") for row in tables[kind]}
-    promised: dict[str, int | None] = {}
-    for line in said.splitlines():
-        word, _, order = line.partition(" ")
-        if word in ("begin", "done"):
-            name, size = outcome(order.split())
-            promised.pop(name, None)
-            if word == "done":
-                promised[name] = size
-    wrong = {name: size for name, size in promised.items() if sizes.get(name) != size}
-    return [f"{name} has the size {sizes.get(name)}, promised was {size}" for name, size in wrong.items()]
-
-
-def outcome(words: list[str]) -> tuple[str, int | None]:
-    """The object of a command and its size afterwards, None if it is gone."""
-    if "delete" in words:
-        return words[-2], None
-    if words[0] == "snapshot":
-        return words[-1], 4 * MiB
-    sizes = {"create": 8 * MiB if "--size" in words else 4 * MiB, "extend": 12 * MiB}
-    return words[1], sizes[words[0]]
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import pytest
 from tests.engine.crash import KILLED, Ended
 from tests.oracle import Content, Row
 from tests.root import lvm_oracle
+from tests.root.counted import counted
 from tests.root.lvm_crash import GROUPS, Rig, furnished
 from tests.root.lvm_rig import run
 
@@ -166,7 +167,7 @@ def test_killed_at_any_point_the_next_command_finds_no_leak(rig: Rig, name: str,
         assert died.status in (KILLED, case.status), died.err
         if found:
             wrong[f"{number}: {died.points[-1]}"] = found
-    print(f"{len(points)} of {len(whole.points)} points")
+    counted(f"kills on {backend}", len(points), len(whole.points))
     rig.put_back(backend, attached=False)
     assert not wrong, "\n".join(f"{where}: {found}" for where, found in wrong.items())
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -48,13 +49,16 @@ def suite(boot: str) -> list[str]:
 
 @pytest.mark.guest
 @pytest.mark.parametrize("boot", BOOTS)
-def test_root_suite(boot: str) -> None:
+def test_root_suite(boot: str, tmp_path: Path, record_property: Callable[[str, str], None]) -> None:
     """tests/root on real LVM, many tests a boot."""
     disks = [word for size in ("1G", "1G", "1G", "512M:4096") for word in ("--disk", size)]
     settings = ["--env", f"VOLCTL_TEST_ALL={int(EVERYTHING)}", "--env", f"VOLCTL_KILL_STRIDE={STRIDE}"]
     pytest_ = ["python3", "-m", "pytest", "-p", "no:cacheprovider", "--color=no", "--durations=20", *suite(boot)]
-    done = vm(*disks, *settings, "--timeout", str(ROOT_SUITE_LIMIT), "--", *pytest_)
+    out = tmp_path / "out"
+    done = vm(*disks, *settings, "--timeout", str(ROOT_SUITE_LIMIT), "--out", out, "--", *pytest_)
     print(done.stdout, done.stderr)
+    for line in (out / "counted").read_text().splitlines() if (out / "counted").exists() else ():
+        record_property("counted", line)
     assert done.returncode == 0, done.stdout[-20000:] + done.stderr[-2000:]
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tests import oracle
 from tests.engine.crash import MiB, Rig, Zygote, furnished
+from tests.web import serving
 
 UNCONFINED = "confine_qemu = false\n"  # a qemu-img of ours starts programs, which a cage forbids
 PATIENCE = 60.0  # seconds for what must end by itself
@@ -71,18 +72,22 @@ class Tally:
 
 
 @contextmanager
-def worlds(kind: str) -> Iterator[Rig]:
-    """The furnished world on one kind of backend, with a warm process of its own.
+def worlds(kind: str, under: Sequence[str] = ()) -> Iterator[Rig]:
+    """The furnished world on one kind of backend, with a warm process of its own, `under` another program.
 
-    `caching` is `fake` where images are cached, `reflink` is `loop` on an xfs (where they are, too).
+    `caching` is `fake` where images are cached, `reflink` is `loop` on an xfs (where they are, too). There is a page
+    that has the image.
     """
     with ExitStack() as stack:
         options = 'clone = "share"\n' if kind == "caching" else ""
         place = stack.enter_context(mounted("xfs")) if kind == "reflink" else None
         backend = {"caching": "fake", "reflink": "loop"}.get(kind, kind)
-        zygote = Zygote(f"backends.{backend}")
+        zygote = Zygote(f"backends.{backend}", "urllib3", under=under)
         stack.callback(zygote.close)
-        yield stack.enter_context(furnished(zygote, backend, options, place))
+        world = stack.enter_context(furnished(zygote, backend, options, place))
+        image, web = world.contents["image"].source, stack.enter_context(serving())
+        assert image is not None
+        yield replace(world, page=web.put("/disk.raw", image.read_bytes()))
 
 
 @contextmanager
@@ -97,7 +102,7 @@ def another(world: Rig) -> Iterator[Rig]:
 
 def let_go(rig: Rig) -> None:
     """Detach what is attached, as far as there is a state that knows it."""
-    if (rig.state / "volctl.db").exists():
+    if oracle.is_usable(rig.state):
         for row in oracle.load(rig.state)["volumes"]:
             if row["status"] == "in-use":
                 rig.run("detach", row["id"])

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from tests.engine.crash import Ended, Rig
 from tests.torture.core import Budget, Tally, another, quiet, worlds
-from tests.torture.verbs import VERBS, outcome
+from tests.torture.verbs import Verb, fitting, outcome
 
 AGAIN = 0.7  # how likely the command that settles is killed as well, and the one after it …
 SETTLING = ("list --json", "quota show --json", "create --size 1M", "flow list --json")
@@ -22,7 +22,7 @@ def run(kind: str, budget: Budget) -> Tally:
     """One random verb after another, each in a world of its own."""
     tally = Tally()
     with worlds(kind) as world:
-        usual = Usual(world)
+        usual = Usual(world, fitting(world))
         while not budget.spent(tally):
             _one(world, budget.random(f"kill {tally.runs}"), usual, tally)
     return tally
@@ -33,12 +33,13 @@ class Usual:
     """How long a command line takes when nobody kills it, in seconds; tried when it is first asked for."""
 
     world: Rig
+    verbs: dict[str, Verb]
     known: dict[str, float] = field(default_factory=dict)
 
     def __getitem__(self, line: str) -> float:
         if line not in self.known:
             with another(self.world) as rig:
-                for verb in VERBS.values():
+                for verb in self.verbs.values():
                     if verb.argv == line:
                         verb.prepare(rig)
                 begun = time.monotonic()
@@ -48,8 +49,8 @@ class Usual:
 
 
 def _one(world: Rig, rng: random.Random, usual: Usual, tally: Tally) -> None:
-    name = rng.choice(list(VERBS))
-    verb = VERBS[name]
+    name = rng.choice(list(usual.verbs))
+    verb = usual.verbs[name]
     with another(world) as rig:
         verb.prepare(rig)
         first, how = _attacked(rig, verb.argv, rng, usual[verb.argv])

@@ -20,7 +20,7 @@ from tests import oracle
 from tests.engine.crash import Ended, Rig
 from tests.oracle import Content
 from tests.torture.core import Budget, Tally, another, quiet, worlds
-from tests.torture.verbs import due
+from tests.torture.verbs import HERE, due
 
 PROCESSES = 16
 COMMANDS = 150  # of one round
@@ -42,12 +42,17 @@ LINES = {
     "detach VOLUME": 3,
     "set VOLUME --property role=ANY": 1,
     "image add INEW RAW --copy": 1,
+    "image add INEW URL": 1,
     "image delete INEW -y": 1,
     "list --json": 1,
     "show VOLUME --json": 1,
     "flow list --json": 1,
     "doctor --json": 1,
     "image cache prune --all -y": 1,
+    "release VOLUME": 2,
+    "adopt a VOLUME NEW": 3,
+    "doctor --fix -y": 1,
+    "backup-db KEPT --force": 1,
 }
 if os.geteuid() != 0:  # loop devices are for root
     del LINES["attach VOLUME"], LINES["detach VOLUME"]
@@ -59,6 +64,7 @@ NAMES = {
     "VOLUME": ("src", "bystander", "v0", "v1", "v2", "v3", "v4"),
     "NEW": ("v0", "v1", "v2", "v3", "v4"),
     "ANY": ("web", "mail"),
+    "KEPT": ("ROOT/kept.db", "ROOT/saved"),
 }
 
 
@@ -156,8 +162,17 @@ FLOW_OF = {
     "revert": "volume_revert",
     "snapshot create": "snapshot_create",
     "snapshot delete": "snapshot_delete",
+    "adopt": "volume_adopt",
+    "release": "volume_release",
 }
-EXACT = ("volume_create_manager", "volume_extend", "volume_revert", "snapshot_create")
+EXACT = (
+    "volume_create_manager",
+    "volume_extend",
+    "volume_revert",
+    "snapshot_create",
+    "volume_adopt",
+    "volume_release",
+)
 """`create --if-absent` and `delete --cascade` delete what no command named."""
 
 
@@ -179,11 +194,15 @@ def _counted(rig: Rig, done: dict[str, list[int]]) -> list[str]:
 
 @dataclass(slots=True)
 class Model:
-    """What volumes and snapshots read as, by id, and how large they are; `since` is the last flow it knows."""
+    """What volumes and snapshots read as, by id, and how large they are; `since` is the last flow it knows.
+
+    `strangers` are the files of volumes that were released, by pool and name, and what they read as.
+    """
 
     since: int = 0
     reads_as: dict[str, str] = field(default_factory=dict)
     size: dict[str, int] = field(default_factory=dict)
+    strangers: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def put(self, target: str, source: str, size: int) -> None:
         self.reads_as[target], self.size[target] = source, size
@@ -202,6 +221,11 @@ class Model:
             self.size[target] = state["size"]
         elif name == "volume_revert":
             self.reads_as[target] = self.reads_as[state["snapshot_id"]]
+        elif name == "volume_adopt":
+            self.put(target, self.strangers.pop((state["backend"], state["thing"])), state["size"])
+        elif name == "volume_release":
+            self.strangers[state["backend"], state["thing"]] = self.reads_as[target]
+            self.gone(target)
         elif name in ("volume_delete", "snapshot_delete") and target in self.reads_as:  # else it was never made
             self.gone(target)
 
@@ -240,10 +264,23 @@ def _settled(rig: Rig, model: Model) -> list[str]:
         model.happened(flow)
     contents = {id: rig.contents[what] if what else Content() for id, what in model.reads_as.items()}
     contents |= {row["id"]: rig.contents["image"] for row in rig.cached()}
+    found += _strange(rig, model)
     healthy = rig.run("doctor", "--json")
     if healthy.status:
         found.append(f"doctor: exit {healthy.status}: {healthy.out}")
     return [*found, *rig.judge(told, **contents), *_differences(rig, model)]
+
+
+def _strange(rig: Rig, model: Model) -> Iterator[str]:
+    """What was released is not ours, and reads as it did."""
+    for (pool, name), what in model.strangers.items():
+        path = rig.pools[pool] / name
+        if not path.exists():
+            yield f"{pool}/{name} was released, and is not there"
+        elif told := oracle.differs(path, rig.contents[what] if what else Content(), qcow2=rig.kind == "qcow2"):
+            yield f"{pool}/{name} was released, and {told}"
+        rig.mark_stranger(name)
+    yield from (f"{path.name} is left behind" for path in rig.root.iterdir() if path.name not in HERE)
 
 
 def _differences(rig: Rig, model: Model) -> Iterator[str]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
 
 from tests.conftest import REPO
 from tests.torture import full, kills, machine, matrix, mix, orphans, planted, syscalls
@@ -34,16 +38,21 @@ class Part:
         return Line(self.what, kind, f"scripts/torture --only {self.name} --backend {kind}")
 
 
-def suite(*words: str) -> Run:
-    """Tests that are a torture of their own, counted."""
+def suite(*words: str, cases: str = "") -> Run:
+    """Tests that are a torture of their own; counted are they, or what they say they did.
+
+    `cases` is the environment variable that tells them how much.
+    """
 
     def run(kind: str, budget: Budget) -> Tally:
-        argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words]
-        done = subprocess.run(argv, cwd=REPO, capture_output=True, text=True, check=False)
-        counted = {
-            what: int(number) for number, what in re.findall(r"(\d+) (passed|failed|error|skipped)", done.stdout)
-        }
-        tally = Tally(runs=sum(counted.values()))
+        with tempfile.TemporaryDirectory() as directory:
+            told = Path(directory, "told.xml")
+            argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={told}", *XML, *words]
+            env = {**os.environ, **({cases: str(budget.cases)} if cases and budget.cases is not None else {})}
+            done = subprocess.run(argv, cwd=REPO, env=env, capture_output=True, text=True, check=False)
+            tally = counted(ElementTree.parse(told).iter("property"))
+        tests = re.findall(r"(\d+) (?:passed|failed|error|skipped)", done.stdout)
+        tally.runs = tally.runs or sum(map(int, tests))
         if done.returncode:
             tally.wrong += [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
             tally.wrong = tally.wrong or [f"pytest ended with {done.returncode}"]
@@ -52,6 +61,23 @@ def suite(*words: str) -> Run:
     return run
 
 
+def counted(told: Iterable[ElementTree.Element]) -> Tally:
+    """Properties `counted` have `RUNS TOTAL WHAT`; those of the same are added up."""
+    tally, sums = Tally(), dict[str, tuple[int, int]]()
+    for found in told:
+        if found.get("name") == "counted":
+            *numbers, what = found.get("value", "").split(" ", 2)
+            before = sums.get(what, (0, 0))
+            sums[what] = before[0] + int(numbers[0]), before[1] + int(numbers[1])
+    for what, (runs, total) in sums.items():
+        tally.runs += runs
+        tally.total = (tally.total or 0) + total
+        if len(sums) > 1:
+            tally.told.append(f"{runs} of {total} {what}")
+    return tally
+
+
+XML = ("-o", "junit_family=xunit1")  # the other has no properties of tests
 HOSTILE = ("tests/cli/test_attacks.py", "tests/unit/test_gate_fuzz.py", "tests/unit/test_gate.py")
 FILES = ("loop", "qcow2")
 ALL = ("caching", "loop", "reflink", "qcow2")
@@ -64,9 +90,17 @@ PARTS = (
         2,
     ),
     Part(
+        "create-syscalls",
+        "each changing system call of a create from an image: killed before it, or ENOSPC, EDQUOT, EIO, EINTR",
+        syscalls.of_a_create,
+        ("loop", "reflink", "qcow2"),
+        4,
+        needs_root=True,
+    ),
+    Part(
         "syscalls",
-        "each changing system call: killed before it, or ENOSPC, EDQUOT, EIO, EINTR",
-        syscalls.run,
+        "each changing system call of the other verbs: the same",
+        syscalls.of_the_others,
         ("loop", "reflink", "qcow2"),
         4,
         needs_root=True,
@@ -83,15 +117,23 @@ PARTS = (
     Part("planted", "mistakes planted on purpose", planted.run, ("any",), on_request=True),
     Part(
         "powercuts",
-        "power cuts in a virtual machine (tests)",
-        suite("tests/system/test_powercut_lvm.py"),
+        "power cuts in a virtual machine",
+        suite("tests/system/test_powercut_lvm.py", cases="VOLCTL_POWER_CUTS"),
+        ("lvm",),
+        cases=300,
+        on_request=True,
+    ),
+    Part(
+        "lvm-kills",
+        "kill -9 at commits, outside actions and programs on real LVM, in a virtual machine",
+        suite("tests/system/test_vm.py", "-k", "root_suite and kills"),
         ("lvm",),
         on_request=True,
     ),
     Part(
         "vm",
-        "real LVM in a virtual machine: kills, full pools, broken disks (tests)",
-        suite("tests/system/test_vm.py"),
+        "real LVM in a virtual machine: full pools, broken disks, holders, crowds (tests)",
+        suite("tests/system/test_vm.py", "-k", "root_suite and not kills"),
         ("lvm",),
         on_request=True,
     ),

@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from xml.etree import ElementTree
 
 import pytest
 
 from tests.conftest import REPO
+from tests.engine.crash import Rig
 from tests.torture import report
-from tests.torture.core import Budget, Tally
-from tests.torture.parts import LINES, PARTS, Part
+from tests.torture.core import Budget, Tally, worlds
+from tests.torture.matrix import everywhere
+from tests.torture.parts import LINES, PARTS, Part, counted
 from tests.torture.planted import PLANTS, Plant, caught
+from tests.torture.verbs import VERBS
 
 CASES = {
     ("syscalls", "loop"): 10,
@@ -58,6 +63,31 @@ def _holds(part: Part, kind: str, seed: int) -> None:
     assert tally.runs
 
 
+@pytest.fixture(scope="module")
+def caching() -> Iterator[Rig]:
+    with worlds("caching") as world:
+        yield world
+
+
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [
+        ("adopt", 10),
+        ("release", 10),
+        ("backup-db", 5),
+        ("doctor-fix", 30),
+        ("doctor-rebuild", 8),
+        ("image-fetch", 20),
+        ("create-cached", 20),
+        ("cache-prune", 9),
+    ],
+)
+def test_what_no_other_matrix_kills_is_killed_at_any_point(caching: Rig, name: str, least: int) -> None:
+    points, wrong = everywhere(caching, VERBS[name])
+    assert not wrong, "\n".join(f"{where}: {found}" for where, found in wrong.items())
+    assert points >= least
+
+
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.what.replace(" ", "-"))
 def test_a_mistake_that_is_planted_is_caught(plant: Plant) -> None:
     seconds, said = caught(plant, 1)
@@ -75,6 +105,17 @@ def test_the_table_keeps_what_was_not_run_again() -> None:
     again = report.render(LINES, report.known(page) | {second.key: report.cells(Tally(runs=4), 8)})
     assert row.split() == next(line for line in again.splitlines() if first.what in line).split()
     assert page.count("not run") == len(LINES) - 1
+
+
+def test_what_tests_say_they_did_is_added_up() -> None:
+    told = [
+        ("counted", "3 10 kills on thin"),
+        ("other", "1"),
+        ("counted", "4 10 kills on thin"),
+        ("counted", "2 2 cuts"),
+    ]
+    tally = counted(ElementTree.Element("property", name=name, value=value) for name, value in told)
+    assert (tally.runs, tally.total, tally.told) == (9, 22, ["7 of 20 kills on thin", "2 of 2 cuts"])
 
 
 def test_the_page_has_every_line_and_nothing_by_hand() -> None:
