@@ -224,6 +224,7 @@ def recreate(path: Path, database: str, fill: Callable[[Store], None]) -> Path |
             fill(store)
         finally:
             store.close()
+        _check_whole(temporary)
         probe("before rename")
         if any(os.path.lexists(part) for part in _parts(path)):
             aside = _set_aside(path)
@@ -278,6 +279,7 @@ def _build(path: Path, database: str) -> None:
             _fill(engine, database)
     finally:
         engine.dispose()
+    _check_whole(path)
     path.chmod(stat.S_IRUSR | stat.S_IWUSR)
     keep_owner(path)
     descriptor = os.open(path, os.O_RDONLY)
@@ -285,6 +287,13 @@ def _build(path: Path, database: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _check_whole(path: Path) -> None:
+    """SQLite says nothing when it cannot write its log into a file that it closes: it keeps the log."""
+    if any(os.path.lexists(part) for part in _parts(path)[1:]):
+        kind = NoSpaceError if _is_full(path.parent) else DatabaseError
+        raise kind(f"the database {path} could not be written as a whole", hint="look at its disk, and free some space")
 
 
 def _fill(engine: Engine, database: str) -> None:
