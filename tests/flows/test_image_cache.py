@@ -326,7 +326,8 @@ def test_a_fill_that_cannot_be_undone_is_stuck_and_tried_again(caching: Rig) -> 
 def test_an_abandoned_eviction_is_pruned(caching: Rig) -> None:
     create(caching, "v")
     caching.order("a", delete={"message": "no such luck", "times": 1})
-    caching.run("image", "cache", "prune", "--all", status=0)
+    told = caching.run("image", "cache", "prune", "--all", "--json", status=3)
+    assert told.json() == [] and "no such luck" in told.err and "1 of 1 cached images" in told.err
     caching.run("flow", "abandon", caching.stuck()["id"], "-y", status=0)
     (entry,) = caching.cached()
     assert entry["status"] == "error"

@@ -10,6 +10,7 @@ from volctl.cli import words
 from volctl.cli.options import typer_app, verb
 from volctl.cli.output import view
 from volctl.cli.session import session
+from volctl.errors import PartialError
 
 app = typer_app("cache", "Images that new volumes are cloned from.")
 
@@ -41,6 +42,9 @@ def prune(
     with session(ctx) as s:
         from volctl.service import fetch, image_cache
 
-        shown.many(image_cache.prune(s, backend=backend, all_=all))
+        removed, failed = image_cache.prune(s, backend=backend, all_=all)
+        shown.many(removed)
         if backend is None and (dropped := fetch.prune(s, all_=all)):
             s.watcher.warn(f"{dropped} fetched {'file was' if dropped == 1 else 'files were'} deleted, too")
+        if failed:
+            raise PartialError(f"{len(failed)} of {len(removed) + len(failed)} cached images could not be deleted")

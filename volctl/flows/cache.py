@@ -186,6 +186,17 @@ def free(engine: Engine[Context], backend: str) -> bool:
 
 def evict(engine: Engine[Context], entry: CachedImage) -> bool:
     """Delete an entry that nobody uses now. False if it is in use, or could not be deleted."""
+    try:
+        return delete(engine, entry)
+    except INTERRUPTIONS:
+        raise
+    except VolctlError as error:
+        engine.warn(f"cached image {entry.id} could not be deleted: {error.message}")
+        return False
+
+
+def delete(engine: Engine[Context], entry: CachedImage) -> bool:
+    """The same, but what went wrong is raised."""
     locks = engine.locks.try_acquire({entry.id: EXCLUSIVE})
     if locks is None:
         return False
@@ -193,13 +204,8 @@ def evict(engine: Engine[Context], entry: CachedImage) -> bool:
     with locks:
         try:
             engine.start("image_cache_evict", state, object_id=entry.id, locks=locks)
-        except INTERRUPTIONS:
-            raise
         except ConflictError:
             return False  # volumes need it, or another command was faster
-        except VolctlError as error:
-            engine.warn(f"cached image {entry.id} could not be deleted: {error.message}")
-            return False
     return True
 
 

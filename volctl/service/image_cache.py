@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from volctl.db import image_cache, images
 from volctl.db.image_cache import AVAILABLE, ERROR, CachedImage
+from volctl.errors import INTERRUPTIONS, VolctlError
 from volctl.flows import cache
 from volctl.images import content, store
 from volctl.model import GiB, Json
@@ -27,21 +28,30 @@ def list_(session: Session, *, backend: str | None = None) -> list[CachedImage]:
         return image_cache.listing(tx, backend)
 
 
-def prune(session: Session, *, backend: str | None = None, all_: bool = False) -> list[CachedImage]:
-    """Delete what is of no use any more, or with `all_` whatever no volume needs; what was deleted.
+def prune(
+    session: Session, *, backend: str | None = None, all_: bool = False
+) -> tuple[list[CachedImage], list[CachedImage]]:
+    """Delete what is of no use any more, or with `all_` whatever no volume needs; what was deleted, and what failed.
 
     Of no use: the image file has gone or changed, the image-volume is broken, the backend's clones
     are copies now, or the cache is above its limits.
     """
-    removed = []
+    removed, failed = [], []
     for entry in list_(session, backend=backend):
         if entry.status not in (AVAILABLE, ERROR):
             continue  # another command works on it
         if not session.env.backends.has(entry.backend):
             session.watcher.warn(f"cached image {entry.id}: backend {entry.backend} is not configured")
-        elif (all_ or _useless(session, entry)) and cache.evict(session.engine, entry):
-            removed.append(entry)
-    return removed
+        elif all_ or _useless(session, entry):
+            try:
+                if cache.delete(session.engine, entry):
+                    removed.append(entry)
+            except INTERRUPTIONS:
+                raise
+            except VolctlError as error:
+                session.watcher.warn(f"cached image {entry.id}: {error.message}")
+                failed.append(entry)
+    return removed, failed
 
 
 def _useless(session: Session, entry: CachedImage) -> bool:
