@@ -41,7 +41,7 @@ SYSTEM = (
     "/etc/machine-id",
     "/dev/fd/",
 )
-DEVICES = ("/dev/null", "/dev/urandom", "/dev/fd", "/dev/shm")
+DEVICES = ("/dev/null", "/dev/urandom", "/dev/fd", "/dev/shm", "/proc")  # /proc: who is left of a child that is ended
 AT = r"(?:(?:AT_FDCWD|[0-9]+)<(?P<at>[^>]*)>, )?"
 OPENED = re.compile(rf'(?:open|creat|openat|openat2)\({AT}"(?P<path>(?:[^"\\]|\\.)*)"')
 BORN = re.compile(r"(?:clone3?|v?fork)(?:\(| resumed>).* = ([0-9]+)$")
