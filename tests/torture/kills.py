@@ -55,12 +55,12 @@ def _one(world: Rig, rng: random.Random, usual: Usual, tally: Tally) -> None:
         verb.prepare(rig)
         first, how = _attacked(rig, verb.argv, rng, usual[verb.argv])
         said = [f"{name} by {how}: exit {first.status}"]
-        found = _told(first)
+        found = _told(first, verb)
         tally.note("survivors of their own kill" if first.status >= 0 else "killed")
         while rng.random() < AGAIN:
             line = rng.choice(SETTLING)
             again, how = _attacked(rig, line, rng, usual[line])
-            found += _told(again)
+            found += _told(again, verb)
             said.append(f"{line} by {how}: exit {again.status}")
             tally.note("killed while settling")
         if not quiet(rig.root):
@@ -117,8 +117,8 @@ def descendants(pid: int) -> list[int]:
     return [each for child in found for each in (child, *descendants(child))]
 
 
-def _told(ended: Ended) -> list[str]:
-    """A signal's own exit code, whatever it met; done is done; and nothing else can go wrong here."""
-    allowed = {0, -signal.SIGKILL, *(128 + number for number in POLITE), *(-number for number in POLITE)}
+def _told(ended: Ended, verb: Verb) -> list[str]:
+    """A signal's own exit code, whatever it met; done is done; and nothing else but the verb's own can go wrong."""
+    allowed = {0, -signal.SIGKILL, *(128 + number for number in POLITE), *(-number for number in POLITE), *verb.codes}
     found = [] if ended.status in allowed else [f"exit {ended.status}: {ended.err.strip()}"]
     return [*found, ended.err] if "Traceback" in ended.err else found

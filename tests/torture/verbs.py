@@ -25,7 +25,8 @@ class Verb:
 
     `completed`: what failed half way may yet be done, by a later command. `repairs`: what it finds was broken by hand,
     and stays so until it is done. `stranger` is a file in a pool that is not ours, or will be that. `fits`: does the
-    world have what it takes? `codes` are exit codes of its own, where something fails.
+    world have what it takes? `codes` are exit codes of its own, where something fails, and of the commands
+    after it.
     """
 
     argv: str
@@ -199,6 +200,7 @@ VERBS = {
         lambda rig: len(rig.cached()) == 1,
         prepare=_cached_only,
         completed=True,
+        codes=(3,),
         fits=_caches,
     ),
     "backup-db": Verb("backup-db ROOT/kept.db", _kept, _not_there("kept.db")),
@@ -217,7 +219,9 @@ VERBS = {
         stranger="bystander",
     ),
     "doctor-fix": Verb("doctor --fix -y", _repaired, _not(_repaired), prepare=damage, repairs=True, codes=(12,)),
-    "doctor-rebuild": Verb("doctor --rebuild -y", _rebuilt, _not(_rebuilt), prepare=lose_the_database, repairs=True),
+    "doctor-rebuild": Verb(
+        "doctor --rebuild -y", _rebuilt, _not(_rebuilt), prepare=lose_the_database, repairs=True, codes=(11,)
+    ),
 }
 if os.geteuid() != 0:  # loop devices are for root
     del VERBS["attach"], VERBS["detach"]
@@ -268,11 +272,13 @@ def _told(verb: Verb, ended: Ended, done: bool) -> list[str]:
 
 
 def _repaired_now(rig: Rig, verb: Verb, ended: Ended | None) -> list[str]:
-    """What was not repaired yet is, when it is said again."""
+    """What was not repaired yet is, when it is said again; and once more for what a stuck flow had hidden."""
     if verb.done(rig):
         return []
     found = ["exit 0, but it was not done"] if ended and ended.status == 0 else []
     again = rig.run(*rig.words(verb.argv))
+    if again.status in verb.codes:
+        again = rig.run(*rig.words(verb.argv))
     return [*found, f"said again: exit {again.status}: {again.err}"] if again.status else found
 
 
