@@ -92,6 +92,7 @@ def load(state: Path) -> dict[str, list[Row]]:
         connection.row_factory = sqlite3.Row
         assert (said := _integrity(connection)) == "ok", said
         tables = {name: [_decoded(row) for row in connection.execute(f"SELECT * FROM {name}")] for name in TABLES}
+        tables["meta"] = [dict(row) for row in connection.execute("SELECT * FROM meta")]
         tables["dangling"] = [dict(row) for row in connection.execute("PRAGMA foreign_key_check")]
     connection.close()
     return tables
@@ -407,21 +408,31 @@ def _leftovers(world: World, tables: dict[str, list[Row]]) -> Iterator[str]:
         yield f"locks/{name} is left, but there is no such object"
     roots = [os.path.realpath(path) for path in (world.state, *world.pools.values())]
     attached = {row["id"] for row in tables["volumes"] if row["status"] == "in-use"} | world.stuck
-    yield from _machine(roots, attached)
+    yield from _machine(roots, exports(tables), attached)
 
 
-def _machine(roots: list[str], attached: Set[str]) -> Iterator[str]:
+def exports(tables: dict[str, list[Row]]) -> str:
+    """Where the disks of attached qcow2 files are shown."""
+    (uuid,) = (row["value"] for row in tables["meta"] if row["key"] == "uuid")
+    return f"/run/volctl/{uuid}"
+
+
+def _machine(roots: list[str], shown: str, attached: Set[str]) -> Iterator[str]:
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
-        if (file := _read(backing)) and _under(file, roots) and file.rpartition("volume-")[2] not in attached:
+        if (file := _read(backing)) and _under(file, [*roots, shown]) and _volume(file) not in attached:
             yield f"{backing.parent.parent.name} is still attached to {file}"
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        if _under(line.split()[4], roots):
-            yield f"{line.split()[4]} is still mounted"
+    for place in (line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()):
+        if _under(place, roots) or (_under(place, [shown]) and _volume(place) not in attached):
+            yield f"{place} is still mounted"
     for pid in filter(str.isdigit, os.listdir("/proc")):
         if int(pid) == os.getpid() or _serves(pid, attached):
             continue
         if file := next((f for f in _opened(pid) if _under(f, roots)), ""):
             yield f"process {pid} ({_read(Path('/proc', pid, 'comm'))}) still has {file}"
+
+
+def _volume(path: str) -> str:
+    return path.removesuffix(" (deleted)").rpartition("volume-")[2]
 
 
 def _serves(pid: str, attached: Set[str]) -> bool:

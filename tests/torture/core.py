@@ -103,9 +103,11 @@ def another(world: Rig) -> Iterator[Rig]:
 def let_go(rig: Rig) -> None:
     """Detach what is attached, as far as there is a state that knows it."""
     if oracle.is_usable(rig.state):
-        for row in oracle.load(rig.state)["volumes"]:
+        tables = oracle.load(rig.state)
+        for row in tables["volumes"]:
             if row["status"] == "in-use":
                 rig.run("detach", row["id"])
+        detach(Path(oracle.exports(tables)))
     detach(rig.root)
 
 

@@ -51,9 +51,10 @@ class Usual:
 def _one(world: Rig, rng: random.Random, usual: Usual, tally: Tally) -> None:
     name = rng.choice(list(usual.verbs))
     verb = usual.verbs[name]
+    seconds = usual[verb.argv]  # in a world of its own, and only one can be attached at a time
     with another(world) as rig:
         verb.prepare(rig)
-        first, how = _attacked(rig, verb.argv, rng, usual[verb.argv])
+        first, how = _attacked(rig, verb.argv, rng, seconds)
         said = [f"{name} by {how}: exit {first.status}"]
         found = _told(first, verb)
         tally.note("survivors of their own kill" if first.status >= 0 else "killed")
