@@ -167,6 +167,7 @@ class Running:
         group = self.child.process.pid
         if group in _groups and _end(group, self.grace):
             _groups.discard(group)
+            self.child.done.wait(TERM_GRACE)  # its pipes are closed
 
 
 def run_server(program: str, *args: str | int, timeout: float) -> None:
