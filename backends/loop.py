@@ -24,6 +24,7 @@ from volctl import files
 from volctl.backend import Attached, Capabilities, Progress, Setup, Target
 from volctl.errors import BackendError, ConfigError
 from volctl.files import loopdev
+from volctl.files.device import SECTOR_SIZES, BlockDevice
 from volctl.model import Object
 from volctl.shelf import Shelf
 
@@ -45,7 +46,7 @@ class Loop(Shelf):
             thin=not self._preallocate,
             constant_time_clone=not self._preallocate and files.reflinks(self._directory.path),
             path_without_attach=True,
-            sector_sizes=loopdev.SECTOR_SIZES,
+            sector_sizes=SECTOR_SIZES,
             extra=self.setup.options.get("capabilities", {}),
         )
 
@@ -192,17 +193,17 @@ class Loop(Shelf):
     def _devices(self) -> dict[Object, Attached]:
         return {target: _attached(device) for target, device in self._marked()}
 
-    def _marked(self) -> Iterator[tuple[Object, loopdev.LoopDevice]]:
+    def _marked(self) -> Iterator[tuple[Object, BlockDevice]]:
         for name, device in loopdev.marked(self.pool()):
             if target := files.object_named(name):
                 yield target, device
 
 
-def _fits(device: loopdev.LoopDevice, read_only: bool, sector_size: int | None) -> bool:
+def _fits(device: BlockDevice, read_only: bool, sector_size: int | None) -> bool:
     return device.read_only == read_only and sector_size in (None, device.sector_size)
 
 
-def _attached(device: loopdev.LoopDevice) -> Attached:
+def _attached(device: BlockDevice) -> Attached:
     return Attached(str(device.node), device.read_only, device.sector_size)
 
 

@@ -11,11 +11,11 @@
     compression = "off"            # of image bases: "zlib", "zstd"
     owner = "libvirt-qemu"         # of new files; also group, and mode = "0600"
 
-Host tools: qemu-img (qemu-utils); to attach takes root, FUSE, Linux 5.8 and qemu-storage-daemon
-(qemu-system-common). Clones and snapshots take no time and share what they have in
-common: the file of a volume lies over a layer or an image base (`volctl.qcow2`), by a name relative to
-the directory, with its format. To open a file is to open all that it lies over, so each chain is
-compared with its rows before. Deleting a snapshot merges its layer where only one file lies over it.
+Host tools: qemu-img (qemu-utils); to attach takes root, qemu-storage-daemon (qemu-system-common), and nbd (Linux
+5.14) or FUSE (Linux 5.8). Clones and snapshots take no time and share what they have in common: the file of a
+volume lies over a layer or an image base (`volctl.qcow2`), by a name relative to the directory, with its format.
+To open a file is to open all that it lies over, so each chain is compared with its rows before. Deleting a
+snapshot merges its layer where only one file lies over it.
 """
 
 from __future__ import annotations
@@ -30,11 +30,10 @@ from typing import Any
 from volctl import files
 from volctl.backend import Attached, Capabilities, Info, Listing, Progress, Setup, Target
 from volctl.errors import BackendError, ConflictError, InternalError, InUseError, UsageError
-from volctl.files import loopdev
-from volctl.files.loopdev import LoopDevice
+from volctl.files.device import SECTOR_SIZES, BlockDevice
 from volctl.model import Object
 from volctl.qcow2 import tool
-from volctl.qcow2.export import PROGRAM, RUN, Export, means
+from volctl.qcow2.export import PROGRAM, Export, marked, means
 from volctl.qcow2.header import read
 from volctl.qcow2.layers import Layers, base_of, is_layer, layer, owner, snapshot_of
 from volctl.qcow2.settings import OPTIONS, layout
@@ -60,7 +59,7 @@ class Qcow2(Shelf):
             clone_locks_source=True,
             clones_need_source=True,
             shared_layers=True,
-            sector_sizes=loopdev.SECTOR_SIZES,
+            sector_sizes=SECTOR_SIZES,
             extra=self.setup.options.get("capabilities", {}),
         )
 
@@ -108,7 +107,7 @@ class Qcow2(Shelf):
         return None
 
     def _export(self, volume: Object) -> Export:
-        return Export(self.setup.database, volume.name)
+        return Export.of(self.setup.database, volume.name)
 
     @contextmanager
     def writing(self, target: Object, size: int) -> Iterator[Target]:
@@ -134,8 +133,9 @@ class Qcow2(Shelf):
             if size < length:
                 raise BackendError(f"{volume.name} has {length} bytes and cannot shrink to {size}")
             export = self._export(volume)
-            if size > length and export.device():
-                export.grow(size)
+            if device := export.live():
+                if device.size < size:  # also if a command was killed after the file had grown
+                    export.grow(self.path(volume), size)
             elif size > length:
                 export.stop()
                 tool.resize(self.path(volume), layers.paths_below(volume.name), size)
@@ -226,15 +226,15 @@ class Qcow2(Shelf):
         with layers.place.existing(volume.name) as fd:
             found = files.holders(self.path(volume), fd)
         export = self._export(volume)
-        ours = tuple(f"(pid {pid})" for pid in export.daemons()) if found else ()
+        ours = tuple(f"(pid {pid})" for pid in export.daemon.ids()) if found else ()
         return [*export.users(), *(holder for holder in found if not holder.endswith(ours))]
 
     def attach(self, volume: Object, *, read_only: bool, sector_size: int | None = None) -> str:
         export = self._export(volume)
         with self._opened(f"attach {volume.name}") as layers:
             header = layers.verified(volume.name)
-            device = export.device()
-            if not (device and export.lives() and _fits(device, read_only, sector_size)):
+            device = export.live()
+            if not (device and _fits(device, read_only, sector_size)):
                 export.detach()
                 below = layers.paths_below(volume.name)
                 device = export.attach(self.path(volume), below, read_only=read_only, sector_size=sector_size)
@@ -251,30 +251,29 @@ class Qcow2(Shelf):
                 layers.collect_below(volume.name)
 
     def attached(self, volume: Object, device: str | None = None) -> Attached | None:
-        export = self._export(volume)
-        found = export.device()
-        return _attached(found) if found and export.lives() else None
+        found = self._export(volume).live()
+        return _attached(found) if found else None
 
     def resize_device(self, volume: Object) -> None:
         export = self._export(volume)
         with self._at("resize_device", volume):
-            if (device := export.device()) and export.lives():
-                export.resize(device)
+            if export.live():
+                export.resize(self.path(volume))
 
     def _devices(self) -> dict[Object, Attached]:
         found = {}
-        for name, device in loopdev.marked(str(RUN / self.setup.database)):
+        for name, device in marked(self.setup.database):
             target = files.object_named(name)
             if target and os.path.lexists(self.path(target)):
                 found[target] = _attached(device)
         return found
 
 
-def _fits(device: LoopDevice, read_only: bool, sector_size: int | None) -> bool:
+def _fits(device: BlockDevice, read_only: bool, sector_size: int | None) -> bool:
     return device.read_only == read_only and sector_size in (None, device.sector_size)
 
 
-def _attached(device: LoopDevice) -> Attached:
+def _attached(device: BlockDevice) -> Attached:
     return Attached(str(device.node), device.read_only, device.sector_size)
 
 

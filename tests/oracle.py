@@ -418,9 +418,10 @@ def exports(tables: dict[str, list[Row]]) -> str:
 
 
 def _machine(roots: list[str], shown: str, attached: Set[str]) -> Iterator[str]:
-    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
-        if (file := _read(backing)) and _under(file, [*roots, shown]) and _volume(file) not in attached:
-            yield f"{backing.parent.parent.name} is still attached to {file}"
+    for pattern in ("loop*/loop/backing_file", "nbd*/backend"):
+        for backing in Path("/sys/block").glob(pattern):
+            if (file := _read(backing)) and _under(file, [*roots, shown]) and _volume(file) not in attached:
+                yield f"{backing.parts[3]} is still attached to {file}"
     for place in (line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()):
         if _under(place, roots) or (_under(place, [shown]) and _volume(place) not in attached):
             yield f"{place} is still mounted"

@@ -37,6 +37,7 @@ PACKAGES = {
     "qemu-img": "qemu-utils",
     "qemu-storage-daemon": "qemu-system-common",
     "losetup": "util-linux",
+    "modprobe": "kmod",
     "lvm": "lvm2",
     "gpgv": "gpgv",
     "thin_check": "thin-provisioning-tools",

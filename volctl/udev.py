@@ -11,10 +11,10 @@ from pathlib import Path
 from volctl import interrupt
 from volctl.errors import BackendError
 from volctl.files import device_holders
+from volctl.files.device import PROBES
 
 WAIT = 10.0
 _LOOKS = 3.0  # seconds for udev, which looks at every device that appears or was written
-_PROBES = ("udev", "(udev-worker)", "systemd-udevd", "blkid")
 
 
 def wait_for(path: Path, seconds: float = WAIT) -> None:
@@ -39,7 +39,7 @@ def holders(node: Path) -> list[str]:
     end = time.monotonic() + _LOOKS
     while True:
         found = device_holders(node.resolve()) if node.is_block_device() else []  # /proc has no symlinks
-        lasting = [holder for holder in found if not holder.startswith(_PROBES)]
+        lasting = [holder for holder in found if not holder.startswith(PROBES)]
         if lasting or not found or time.monotonic() > end:
             return lasting
         interrupt.pause(0.05)

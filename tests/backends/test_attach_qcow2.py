@@ -19,7 +19,7 @@ from tests.backends.test_qcow2 import OnRows, layers_in
 from volctl.backend import Backend
 from volctl.errors import InUseError
 from volctl.model import MiB, Object
-from volctl.qcow2.export import Export
+from volctl.qcow2.daemon import Daemon
 
 pytestmark = pytest.mark.root
 
@@ -33,7 +33,7 @@ class TestQcow2(OnRows, Attaching):
         for name in os.listdir(pool.path(volume).parent):
             if name.startswith("volume-"):
                 pool.detach(Object("volume", name.removeprefix("volume-")))
-        assert not os.path.exists(Export(pool.setup.database, "any").disk.parent)
+        assert not os.path.exists(Daemon(pool.setup.database, "any").disk.parent)
 
     def backend(self, directory: Path, database: str, **options: object) -> Qcow2:
         directory.mkdir(exist_ok=True)
@@ -43,17 +43,14 @@ class TestQcow2(OnRows, Attaching):
         qcow2_files.write(backend.path(volume), 0, data)
 
     def reboot(self, device: str) -> None:
-        export = export_of(device)
-        subprocess.run(["losetup", "-d", device], check=True)
-        end_daemon(export)
+        daemon = daemon_of(device)
+        take_away(device)
+        end_daemon(daemon)
 
     def devices(self, backend: Backend, volume: Object) -> int:
-        export = Export(backend.setup.database, volume.name)
-        files = [
-            file.read_text().strip() for file in Path("/sys/block").glob("loop*/loop/backing_file") if file.exists()
-        ]
-        here = files.count(str(export.disk))
-        return max(here, len(export.daemons()))
+        daemon = Daemon(backend.setup.database, volume.name)
+        said = [path.read_text().strip() for path in (*_sys("loop*/loop/backing_file"), *_sys("nbd*/backend"))]
+        return max(said.count(str(daemon.disk)), len(daemon.ids()))
 
     def test_a_snapshot_and_a_clone_of_an_attached_volume_are_of_one_instant(
         self, pool: Backend, volume: Object
@@ -90,6 +87,44 @@ class TestQcow2(OnRows, Attaching):
         pool.detach(volume)
         self.has(pool, volume, written)
         assert steps > 12 and layers_in(pool.path(volume).parent) == []
+
+    def test_growth_can_be_killed_at_any_step_and_called_again(self, pool: Backend, volume: Object) -> None:
+        device, size, steps = pool.attach(volume, read_only=False), SIZE, 0
+
+        def extend(pool: Backend) -> None:
+            pool.extend(volume, size)
+            pool.resize_device(volume)
+
+        killed = True
+        while killed:
+            size += MiB
+            killed = self.killed_at(steps, pool, extend)
+            extend(pool)
+            put(device, size - 8, b"%08d" % steps)
+            with open(device, "rb") as file:
+                assert file.seek(0, os.SEEK_END) == size
+            steps += 1
+        assert steps >= 4
+        pool.detach(volume)
+        with pool.reading(volume) as where:
+            assert where.size == size
+
+    def test_a_device_that_was_left_by_a_killed_snapshot_grows_in_the_right_file(
+        self, pool: Backend, volume: Object
+    ) -> None:
+        device, steps, killed = pool.attach(volume, read_only=False), 0, True
+        size = SIZE
+        while killed:
+            snapshot, size = new("snap"), size + MiB
+            killed = self.killed_at(steps, pool, lambda pool, to=snapshot: pool.snapshot(volume, to))  # type: ignore[misc]
+            pool.delete_snapshot(volume, snapshot)
+            pool.extend(volume, size)
+            pool.resize_device(volume)
+            info = pool.inspect(volume)
+            assert info and info.size == size
+            put(device, size - 8, b"%08d" % steps)
+            steps += 2
+        pool.detach(volume)
 
     def has(self, pool: Backend, volume: Object, written: dict[int, bytes]) -> None:
         content = qcow2_files.read(pool.path(volume))
@@ -133,13 +168,13 @@ class TestQcow2(OnRows, Attaching):
     def test_what_was_flushed_survives_the_daemon(self, pool: Backend, volume: Object) -> None:
         device = pool.attach(volume, read_only=False)
         put(device, 0, b"flushed")
-        kill_daemon(export_of(device))
+        kill_daemon(daemon_of(device))
         assert pool.attached(volume) is None and pool.holders(volume) == []
         pool.detach(volume)
         assert qcow2_files.read(pool.path(volume)).startswith(b"flushed")
 
     def test_a_device_taken_away_by_hand_leaves_nobody_in_the_way(self, pool: Backend, volume: Object) -> None:
-        subprocess.run(["losetup", "-d", pool.attach(volume, read_only=False)], check=True)
+        take_away(pool.attach(volume, read_only=False))
         assert pool.attached(volume) is None and pool.holders(volume) == []
         pool.snapshot(volume, new("snap"))
         pool.extend(volume, 2 * SIZE)
@@ -182,21 +217,33 @@ def put(device: str, offset: int, data: bytes) -> None:
         os.fsync(file)
 
 
-def export_of(device: str) -> Export:
-    disk = Path(Path("/sys/block", os.path.basename(device), "loop/backing_file").read_text().strip())
-    return Export(disk.parent.name, disk.name)
+def daemon_of(device: str) -> Daemon:
+    block = Path("/sys/block", os.path.basename(device))
+    said = next(path for path in (block / "loop/backing_file", block / "backend") if path.exists())
+    disk = Path(said.read_text().strip())
+    return Daemon(disk.parent.name, disk.name)
 
 
-def kill_daemon(export: Export) -> None:
-    for pid in export.daemons():
+def take_away(device: str) -> None:
+    """By hand, as somebody who never heard of us."""
+    words = ["losetup", "-d"] if "loop" in device else ["qemu-nbd", "-d"]
+    subprocess.run([*words, device], check=True, stdout=subprocess.DEVNULL)
+
+
+def _sys(pattern: str) -> list[Path]:
+    return [path for path in Path("/sys/block").glob(pattern) if path.exists()]
+
+
+def kill_daemon(daemon: Daemon) -> None:
+    for pid in daemon.ids():
         os.kill(pid, signal.SIGKILL)
-    while export.daemons():
+    while daemon.ids():
         time.sleep(0.01)
 
 
-def end_daemon(export: Export) -> None:
+def end_daemon(daemon: Daemon) -> None:
     """As a reboot does: nothing of it is left."""
-    kill_daemon(export)
-    subprocess.run(["umount", "-l", export.disk], check=False, stderr=subprocess.DEVNULL)
-    export.disk.unlink(missing_ok=True)
-    export.socket.unlink(missing_ok=True)
+    kill_daemon(daemon)
+    subprocess.run(["umount", "-l", daemon.disk], check=False, stderr=subprocess.DEVNULL)
+    daemon.disk.unlink(missing_ok=True)
+    daemon.socket.unlink(missing_ok=True)

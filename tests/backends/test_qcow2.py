@@ -41,7 +41,7 @@ class Countdown:
         name = arg.__name__ if event == "c_call" and isinstance(arg, BuiltinFunctionType) else ""
         programs = event in ("call", "return") and frame.f_code in PROGRAMS
         rows = event == "return" and frame.f_code is StoredChains.note.__code__
-        if name in ("link", "rename", "unlink", "fsync", "mkdir", "ioctl") or programs or rows:
+        if name in ("link", "rename", "unlink", "fsync", "mkdir", "ioctl", "send") or programs or rows:
             if self.left == 0:
                 os.kill(self.pid, signal.SIGKILL)
             self.left -= 1

@@ -19,7 +19,7 @@ from volctl.engine import journal
 from volctl.errors import AccessError, BackendError, ConflictError, InUseError, UsageError, VolctlError
 from volctl.flows.attached import as_found
 from volctl.model import CreateRequest, MiB, Object, Status, Volume
-from volctl.qcow2.export import Export
+from volctl.qcow2.daemon import Daemon
 from volctl.service import Options, Session, Watcher, attach, creation, open_session, snapshots, tree, volumes
 
 HOLD = "import os, sys; fd = os.open(sys.argv[1], os.O_RDONLY)"
@@ -64,7 +64,7 @@ class World:
                 os.system(f"losetup -d {device}")
         if self.kind == "qcow2":
             with self.open() as session:
-                end_daemon(Export(session.store.uuid, f"volume-{volume.id}"))
+                end_daemon(Daemon(session.store.uuid, f"volume-{volume.id}"))
 
 
 @contextmanager

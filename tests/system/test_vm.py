@@ -21,6 +21,7 @@ BOOTS = {
     "conformance": ["test_lvm.py"],
     "kills": ["test_lvm_kill.py"],
     "pools": ["test_lvm_pool.py", "test_lvm_limits.py", "test_lvm_disks.py", "test_lvm_holders.py"],
+    "qcow2": ["test_qcow2.py"],
     "rest": [],
 }
 """tests/root in parts that take about as long, since a guest keeps one processor busy and there are two."""

@@ -2,7 +2,7 @@
 
 `Directory.opened(doing)` is the way into a pool: it sees the marker first, and turns an OSError into
 the error that says what could not be done, and where. `holders` says who else has a file open,
-`device_holders` who has a block device. `volctl.files.loopdev` is loop devices.
+`device_holders` who has a block device. `volctl.files.device` is a block device of ours, `loopdev` loop devices.
 """
 
 from volctl.files.about import carry, forget, tell, told

@@ -13,21 +13,18 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import stat
 import struct
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from volctl import interrupt
-from volctl.errors import AccessError, BackendError, InUseError, MissingError
+from volctl.errors import AccessError, BackendError, MissingError
+from volctl.files.device import SECTOR_SIZES, BlockDevice
 from volctl.files.directory import os_open
-from volctl.files.holders import backed_by, device_holders
-from volctl.records import record
+from volctl.files.holders import backed_by
 
-SECTOR_SIZES = (512, 4096)
 _CLR_FD, _SET_STATUS64, _GET_STATUS64, _SET_CAPACITY, _CONFIGURE = 0x4C01, 0x4C04, 0x4C05, 0x4C07, 0x4C0A
 _GET_FREE = 0x4C82
 _READ_ONLY, _AUTOCLEAR, _DIRECT_IO = 1, 4, 16
@@ -35,38 +32,9 @@ _INFO = struct.Struct("<5Q4I64s64s32s2Q")  # struct loop_info64: flags are numbe
 _FLAGS, _NAME = 8, 9
 _CONTROL = Path("/dev/loop-control")
 _TRIES = 100  # another program may take the free device that we were told of
-_PATIENCE = 3.0  # seconds for udev, which looks at every device that changes
-_PROBES = ("udev", "blkid")
 
 
-@record
-class LoopDevice:
-    """One device, `loop3`."""
-
-    name: str
-
-    @property
-    def node(self) -> Path:
-        return Path("/dev", self.name)
-
-    @property
-    def read_only(self) -> bool:
-        return self._said("ro") == "1"
-
-    @property
-    def sector_size(self) -> int:
-        return int(self._said("queue/logical_block_size"))
-
-    @property
-    def size(self) -> int:
-        """In bytes."""
-        return int(self._said("size")) * 512
-
-    def _said(self, what: str) -> str:
-        return Path("/sys/block", self.name, what).read_text().strip()
-
-
-def attach(fd: int, mark: str, *, read_only: bool, sector_size: int | None, direct: bool = True) -> LoopDevice:
+def attach(fd: int, mark: str, *, read_only: bool, sector_size: int | None, direct: bool = True) -> BlockDevice:
     """A new device over the file open at `fd`, of its size; `direct` where its file system can.
 
     `AccessError` without rights, `MissingError` where there are no loop devices.
@@ -77,15 +45,15 @@ def attach(fd: int, mark: str, *, read_only: bool, sector_size: int | None, dire
     with _allowed(), os_open(_CONTROL, os.O_RDWR | os.O_CLOEXEC) as control:
         for _ in range(_TRIES):
             interrupt.check()
-            device = LoopDevice(f"loop{fcntl.ioctl(control, _GET_FREE)}")
+            device = BlockDevice(f"loop{fcntl.ioctl(control, _GET_FREE)}")
             if _configure(device, config):
                 return device
     raise BackendError(f"every loop device that was free was taken by others, {_TRIES} times")
 
 
-def _configure(device: LoopDevice, config: bytes) -> bool:
+def _configure(device: BlockDevice, config: bytes) -> bool:
     """False if another program was faster."""
-    with os_open(_await_node(device), os.O_RDWR | os.O_CLOEXEC) as at:
+    with os_open(device.await_node(), os.O_RDWR | os.O_CLOEXEC) as at:
         try:
             fcntl.ioctl(at, _CONFIGURE, config)
         except OSError as error:
@@ -95,16 +63,6 @@ def _configure(device: LoopDevice, config: bytes) -> bool:
                 raise MissingError("loop devices need Linux 5.8 or later") from error
             raise
     return True
-
-
-def _await_node(device: LoopDevice) -> Path:
-    """The kernel or udev makes the node a moment after the device."""
-    end = time.monotonic() + _PATIENCE
-    while not (device.node.exists() and stat.S_ISBLK(device.node.stat().st_mode)):
-        if time.monotonic() > end:
-            raise MissingError(f"the kernel has {device.name}, but {device.node} is not there", hint="is /dev mounted?")
-        interrupt.pause(0.02)
-    return device.node
 
 
 @contextmanager
@@ -121,7 +79,7 @@ def _allowed() -> Iterator[None]:
         raise MissingError(f"there are no loop devices here: {error}", hint="modprobe loop") from error
 
 
-def find(file: os.stat_result, mark: str, first: str | None = None) -> LoopDevice | None:
+def find(file: os.stat_result, mark: str, first: str | None = None) -> BlockDevice | None:
     """Our device over a file; `first` (such as `/dev/loop3`) is looked at before all others.
 
     A device over the file that cannot be asked for its mark is taken for ours.
@@ -130,14 +88,14 @@ def find(file: os.stat_result, mark: str, first: str | None = None) -> LoopDevic
     return next((device for name in names for device in _ours(file, mark, name)), None) or next(_ours(file, mark), None)
 
 
-def _ours(file: os.stat_result, mark: str, pattern: str = "loop*") -> Iterator[LoopDevice]:
+def _ours(file: os.stat_result, mark: str, pattern: str = "loop*") -> Iterator[BlockDevice]:
     for block in backed_by(file, pattern):
-        device = LoopDevice(block.name)
+        device = BlockDevice(block.name)
         if _mark(device) in (mark, None):
             yield device
 
 
-def marked(directory: str) -> Iterator[tuple[str, LoopDevice]]:
+def marked(directory: str) -> Iterator[tuple[str, BlockDevice]]:
     """Devices that bear the name of their file as our mark, with that name, over files in `directory` (as the
     kernel calls it), also over files that are gone. Without the right to ask for the mark, none."""
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
@@ -145,12 +103,12 @@ def marked(directory: str) -> Iterator[tuple[str, LoopDevice]]:
             place, name = os.path.split(backing.read_text().removesuffix("\n").removesuffix(" (deleted)"))
         except OSError:
             continue  # detached meanwhile
-        device = LoopDevice(backing.parent.parent.name)
+        device = BlockDevice(backing.parent.parent.name)
         if place == directory and _mark(device) == name:
             yield name, device
 
 
-def _mark(device: LoopDevice) -> str | None:
+def _mark(device: BlockDevice) -> str | None:
     """None if it cannot be asked: it is not for us, or this is a bad moment."""
     try:
         with os_open(device.node, os.O_RDONLY | os.O_CLOEXEC) as at:
@@ -167,28 +125,18 @@ def _status(at: int) -> list[Any]:
     return list(_INFO.unpack(buffer))
 
 
-def grow(device: LoopDevice) -> None:
+def grow(device: BlockDevice) -> None:
     """Let it see the size that its file has now."""
     with _allowed(), os_open(device.node, os.O_RDONLY | os.O_CLOEXEC) as at:
         fcntl.ioctl(at, _SET_CAPACITY)
 
 
-def detach(device: LoopDevice) -> None:
+def detach(device: BlockDevice) -> None:
     """Take it away. `InUseError` names who holds it; it then stays, also when those let go."""
-    end = time.monotonic() + _PATIENCE
-    while (users := _lasting(device)) or not _released(device):
-        if users or time.monotonic() > end:
-            by = ", ".join(users or device_holders(device.node)) or "a program that cannot be seen from here"
-            raise InUseError(f"{device.node} is still in use: {by}", hint="unmount it, or stop what has it open")
-        interrupt.pause(0.02)
+    device.release(_released)
 
 
-def _lasting(device: LoopDevice) -> list[str]:
-    """Who holds it for longer than a look."""
-    return [user for user in device_holders(device.node) if not user.startswith(_PROBES)]
-
-
-def _released(device: LoopDevice) -> bool:
+def _released(device: BlockDevice) -> bool:
     """Did the kernel let it go? When others have it open it says so too, and takes it away under them later."""
     with _allowed(), os_open(device.node, os.O_RDONLY | os.O_CLOEXEC) as at:
         try:

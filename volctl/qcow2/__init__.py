@@ -6,5 +6,5 @@ name, `snap-ID`, is a second link to its layer: without it the layer is hidden, 
 as several files lie over it.
 
 `header` reads what a file says of itself, `tool` runs qemu-img, `layers` makes, checks and takes apart
-chains.
+chains. `export` makes a file a block device: a `daemon` opens it, and `nbd` or `fuse` is the way to a device.
 """

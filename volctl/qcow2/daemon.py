@@ -1,0 +1,162 @@
+"""qemu-storage-daemon: it has the qcow2 file of one attached volume open, and shows its disk to a way of devices.
+
+It outlives the command and has none of its locks, and is known by its command line, which holds the volume's
+own path under /run. Not qemu-nbd: that has no monitor, and so no snapshot of a volume in use.
+
+Sources: qemu-storage-daemon(1), QMP's blockdev-snapshot and block_resize.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from volctl import command, interrupt
+from volctl.errors import BackendError, InUseError
+from volctl.files import translated
+from volctl.qcow2.qmp import Monitor, RefusedError, connected
+from volctl.records import record
+
+PROGRAM = "qemu-storage-daemon"
+RUN = Path("/run/volctl")
+START, STOP = 30.0, 60.0  # seconds; what is stopped writes its last tables
+
+
+@record
+class Daemon:
+    """Of the volume `name` of one database; there may be none."""
+
+    database: str
+    name: str
+
+    @property
+    def disk(self) -> Path:
+        """A file for as long as there may be a daemon: the raw disk, where FUSE shows it."""
+        return RUN / self.database / self.name
+
+    @property
+    def socket(self) -> Path:
+        return self.disk.with_name(f"{self.name}.qmp")
+
+    @property
+    def _chardev(self) -> str:
+        return f"socket,id=qmp,path={self.socket},server=on,wait=off"
+
+    def ids(self) -> list[int]:
+        """Process ids, by the command line."""
+        return [int(pid) for pid in filter(str.isdigit, os.listdir("/proc")) if self._runs_as(pid)]
+
+    def _runs_as(self, pid: str) -> bool:
+        try:
+            words = Path("/proc", pid, "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            return False
+        return os.path.basename(words[0]) == PROGRAM.encode() and self._chardev.encode() in words
+
+    def start(self, chain: Sequence[Path], export: dict[str, Any], *more: str) -> None:
+        """Show the disk of the first file; the daemon opens exactly these, whatever their headers name."""
+        with translated(f"make {self.disk}"):
+            self.disk.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.disk.touch(mode=0o600)
+        node = _node(_name(chain[0]), chain)
+        command.run_server(
+            PROGRAM, "--daemonize",
+            "--chardev", self._chardev,
+            "--monitor", "chardev=qmp",
+            "--blockdev", json.dumps(node),
+            *more,
+            "--export", json.dumps(export | {"node-name": node["node-name"]}),
+            timeout=START,
+        )  # fmt: skip
+
+    def end(self) -> None:
+        """It writes what it knows, and ends."""
+        for pid in self.ids():
+            self._end(pid)
+
+    def _end(self, pid: int) -> None:
+        end = time.monotonic() + STOP
+        with suppress(ProcessLookupError), _process(pid) as process:
+            if self._runs_as(str(pid)):
+                signal.pidfd_send_signal(process, signal.SIGTERM)
+            while not select.select([process], [], [], 0.05)[0]:
+                interrupt.check()
+                if time.monotonic() > end:
+                    raise BackendError(f"{PROGRAM} (pid {pid}) of {self.name} does not end within {STOP:g} s")
+
+    @contextmanager
+    def changing(self, what: str) -> Iterator[Monitor]:
+        """Its monitor; what it refuses is an `InUseError`."""
+        try:
+            with connected(self.socket) as monitor:
+                yield monitor
+        except RefusedError as error:
+            raise InUseError(
+                f"cannot {what} {self.name} while it is attached: {error}", hint="detach it first"
+            ) from error
+
+    def size(self, path: Path) -> int:
+        """Of the disk, in bytes."""
+        with self.changing("look at") as monitor:
+            node = self.go_on(monitor, path)
+            return next(size for name, size in _nodes(monitor).items() if name == node)
+
+    def go_on(self, monitor: Monitor, path: Path) -> str:
+        """Write into the file at `path`, from one instant on, which lies over what is written to now; its node.
+
+        It may do so already. A command that was killed may have left it in the file below, which reads the same.
+        """
+        overlay, present = _name(path), _written(monitor)
+        if present in (overlay, None):
+            return overlay
+        if overlay not in _nodes(monitor):
+            monitor.execute("blockdev-add", _node(overlay, [path]))
+        monitor.execute("blockdev-snapshot", {"node": present, "overlay": overlay})
+        return overlay
+
+
+def _name(path: Path) -> str:
+    """Of the node of a file: one that is open has its inode for itself."""
+    return f"file-{os.stat(path).st_ino}"
+
+
+def _written(monitor: Monitor) -> str | None:
+    """The node that is shown; None while it is being shown anew."""
+    exports = monitor.execute("query-block-exports")
+    return str(exports[0]["node-name"]) if exports else None
+
+
+def _nodes(monitor: Monitor) -> dict[str, int]:
+    """Names, and the sizes of their disks in bytes."""
+    found = monitor.execute("query-named-block-nodes", {"flat": True})
+    return {each["node-name"]: each["image"]["virtual-size"] for each in found}
+
+
+def _node(name: str, chain: Sequence[Path], *, writes: bool = True) -> dict[str, Any]:
+    """A qcow2 file and, spelt out, those below it. The first is written to also by growing a read-only device."""
+    path, *below = chain
+    node: dict[str, Any] = {
+        "driver": "qcow2",
+        "read-only": not writes,
+        "discard": "unmap",
+        "file": {"driver": "file", "filename": str(path), "read-only": not writes},
+        "backing": _node("", below, writes=False) if below else None,
+    }
+    return node | ({"node-name": name} if name else {})
+
+
+@contextmanager
+def _process(pid: int) -> Iterator[int]:
+    """A descriptor of a process, which can be read from when it has ended (pidfd_open(2))."""
+    process = os.pidfd_open(pid)
+    try:
+        yield process
+    finally:
+        os.close(process)
