@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -245,5 +246,7 @@ def end_daemon(daemon: Daemon) -> None:
     """As a reboot does: nothing of it is left."""
     kill_daemon(daemon)
     subprocess.run(["umount", "-l", daemon.disk], check=False, stderr=subprocess.DEVNULL)
-    daemon.disk.unlink(missing_ok=True)
-    daemon.socket.unlink(missing_ok=True)
+    for path in daemon.disk.parent.glob(f"{daemon.name}*"):
+        path.unlink()
+    with suppress(OSError):  # it was never there, or other volumes are attached
+        daemon.disk.parent.rmdir()
