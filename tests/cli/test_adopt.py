@@ -184,3 +184,13 @@ def test_a_qcow2_file(cli: Cli) -> None:
     assert cli.json("doctor") == []
     assert Path(cli.json("release", "v")["path"]).exists()
     assert not list((cli.home / "q").glob(".volctl-*"))
+
+
+def test_a_cached_image_is_not_adopted(cli: Cli) -> None:
+    """Volumes lie over it, and the next of the image would."""
+    cli.configure(f'[[backend]]\nname = "q"\nkind = "qcow2"\ndirectory = "{cli.home}/q"\n')
+    cli("backend", "init", "q", "--yes")
+    (cli.home / "disk.raw").write_bytes(b"image" * MiB)
+    cli("create", "v", "--from-image", "disk.raw")
+    (entry,) = cli.json("image", "cache", "list")
+    assert "cache" in cli.refused(5, "conflict", "adopt", "q", f"image-{entry['id']}", "w")["message"]

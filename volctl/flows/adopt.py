@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from volctl import files
 from volctl.adoption import Adoption, Found
-from volctl.db import events, snapshots, volumes
+from volctl.db import events, image_cache, snapshots, volumes
 from volctl.db.quotas import Usage
 from volctl.engine import journal
 from volctl.engine.run import Run
@@ -62,11 +62,12 @@ class CheckAdoptTask(AdoptTask):
 
     def gather(self, run: AdoptRun) -> None:
         state, env = run.state, run.env
-        found = adoption(env, state.backend).look(state.source)
         with env.store.read() as tx:
             if state.name is not None and (other := volumes.by_name(tx, state.project, state.name)):
                 raise ExistsError(f"there is a volume {state.name!r} already", volume=other.id)
-            _refuse_ours(tx, found)
+            _refuse_ours(tx, os.path.basename(state.source))
+        found = adoption(env, state.backend).look(state.source)
+        with env.store.read() as tx:
             _refuse_half_released(tx, state.backend, found)
         _check_format(found, adoption(env, state.backend).format)
         state.thing, state.path, state.size = found.name, found.path, found.size
@@ -165,11 +166,13 @@ def adoption(env: Context, backend: str) -> Adoption:
     return found
 
 
-def _refuse_ours(tx: Connection, found: Found) -> None:
-    target = files.object_named(found.name)
-    row = (volumes.find(tx, target.id) or snapshots.find(tx, target.id)) if target else None
-    if row is not None:
-        raise ConflictError(f"{found.name} is {row.label} already", volume=row.id)
+def _refuse_ours(tx: Connection, name: str) -> None:
+    if (target := files.object_named(name)) is None:
+        return
+    if image_cache.find(tx, target.id):
+        raise ConflictError(f"{name} is an image of the cache", hint="volctl image cache list")
+    if row := volumes.find(tx, target.id) or snapshots.find(tx, target.id):
+        raise ConflictError(f"{name} is {row.label} already", volume=row.id)
 
 
 def _refuse_half_released(tx: Connection, backend: str, found: Found) -> None:
