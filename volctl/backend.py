@@ -38,6 +38,8 @@ from volctl.records import record
 Progress = Callable[[int, int], None]
 """Told (bytes done, bytes in all) of a copy."""
 
+NEARLY_FULL = 80.0  # percent of a pool's data or metadata; LVM's own monitoring warns there, too (lvmthin(7))
+
 
 @record
 class Capabilities:
@@ -93,6 +95,7 @@ class Attached:
     device: str
     read_only: bool
     sector_size: int | None = None
+    suspended: bool = field(default=False, compare=False)  # who reads or writes it waits
 
 
 @record
@@ -116,6 +119,9 @@ class Problem:
     message: str
     hint: str | None = None
     fatal: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
 
 
 @record
@@ -303,10 +309,7 @@ class Backend(ABC):
         return None
 
     def resize_device(self, volume: Object) -> None:  # noqa: B027
-        """Let an attached device see that the volume was extended; not attached is success.
-
-        LVM has nothing to do: `lvextend` grows the device.
-        """
+        """Let an attached device see that the volume was extended (`lvextend` does); not attached is success."""
 
     @abstractmethod
     def objects(self) -> list[Object]:

@@ -226,3 +226,12 @@ def test_max_attempts(cli: Cli) -> None:
         assert not list(cli.home.glob("?/volume-*"))
         cli("delete", "v", "--yes")
     assert cli.volume("v", "--size", "1M", "--max-attempts", "4")["backend"] == "d"
+
+
+def test_a_pool_that_is_nearly_full_is_told_before_it_refuses(cli: Cli) -> None:
+    _, pool = two(cli)
+    words = ("create", "--size", "1M", "--backend", "b", "--json")
+    for percent, status, said in ((79, 0, ""), (80, 0, "its data are 80 % full"), (96, 6, "above full_at 95 %")):
+        (pool / "stats").write_text(json.dumps({"data_percent": percent}))
+        err = cli(*words, status=status).err
+        assert said in err and ("nearly full" in err) == (percent == 80)

@@ -35,7 +35,7 @@ OTHERS = {
     "volume_release": "release bystander",
     "orphan_delete": "doctor --fix -y",
 }
-ELSEWHERE = ("image_cache_fill", "image_cache_evict", "device_detach")  # test_image_cache, test_doctor
+ELSEWHERE = ("image_cache_fill", "image_cache_evict", "device_detach", "device_resume")  # test_image_cache, test_doctor
 ORPHAN = "volume-00000000-0000-4000-8000-000000000000"
 BEFORE_STORAGE = ("ExtractVolumeRefTask", "OnFailureRescheduleTask", "ExtractVolumeSpecTask", "NotifyVolumeActionTask")
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import uuid
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +27,7 @@ from volctl.errors import (
     MissingError,
     NoSpaceError,
 )
-from volctl.lvm import placement, prepare, report, room, settings
+from volctl.lvm import commands, placement, prepare, report, room, settings
 from volctl.lvm.commands import AbsentError, Layout, failure
 from volctl.lvm.group import Session
 from volctl.lvm.report import LogicalVolume
@@ -239,6 +241,9 @@ def test_init_refuses(rows: tuple[dict[str, str], ...], tags: str, options: dict
         ({"zero": "-", "when_full": "error"}, ["does not zero"]),
         ({"when_full": "queue"}, ["wait for 60 s"]),
         ({"health": "out_of_data"}, ["out of data"]),
+        ({"data": "79.99", "metadata": "79.99"}, []),
+        ({"data": "80.00"}, ["thin pool my-vg/pool is 80 % full"]),
+        ({"metadata": "93.75"}, ["the metadata of thin pool my-vg/pool are 93.75 % full"]),
     ],
 )
 def test_what_is_wrong_with_a_pool_is_said(changes: dict[str, str], says: list[str]) -> None:
@@ -246,6 +251,8 @@ def test_what_is_wrong_with_a_pool_is_said(changes: dict[str, str], says: list[s
         "lv_attr": f"twi-aot{changes.get('zero', 'z')}--",
         "lv_when_full": changes.get("when_full", "error"),
         "lv_health_status": changes.get("health", ""),
+        "data_percent": changes.get("data", "1.00"),
+        "metadata_percent": changes.get("metadata", "1.00"),
     }
     part = {"vg": [VG], "pv": [PV], "lv": [row], "seg": [{"lv_name": "pool", "seg_monitor": "monitored"}]}
     found = report.parse(json.dumps({"report": [part]}))
@@ -298,3 +305,14 @@ def test_what_lvm_says_has_a_kind(said: str, kind: type[Exception]) -> None:
     text = f"  WARNING: Sum of all thin volume sizes exceeds the size\n  {said}\n  Run `lvcreate --help' for more.\n"
     error = failure("lvcreate in volume group my-vg", command.Result(5, "", text))
     assert type(error) is kind and said in error.message
+
+
+def test_an_lvm_that_hangs_is_no_group_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another LVM command holds the group's lock and waits for a device, say."""
+    (tmp_path / "lvm").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "lvm").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(commands, "LOOK", 0.2)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    with pytest.raises(BackendError, match=r"did not end within 0\.2 s"):
+        commands.Group("my-vg").report()

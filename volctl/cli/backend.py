@@ -12,7 +12,7 @@ from volctl.errors import DriftError
 
 app = typer_app("backend", "Backends: the pools of storage.")
 
-COLUMNS = ("name", "kind", "availability_zone", "enabled", "total", "free", "provisioned", "volumes", "problems")
+COLUMNS = ("name", "kind", "enabled", "total", "free", "provisioned", "volumes", "problems")
 
 
 @verb(app, "list")

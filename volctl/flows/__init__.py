@@ -51,6 +51,7 @@ LITERALS = {
     "volume_release": "adopt.RELEASE",
     "orphan_delete": "orphan.DELETE",
     "device_detach": "orphan.DETACH",
+    "device_resume": "orphan.RESUME",
     "image_cache_fill": "image_cache.FILL",
     "image_cache_evict": "image_cache.EVICT",
 }

@@ -1,7 +1,8 @@
-"""orphan_delete and device_detach: what `doctor` found without a row goes. Completed once it was begun.
+"""orphan_delete, device_detach: what `doctor` found without a row goes. device_resume: what waits goes on.
 
 An orphan bears our mark and has no row, or the row of a create that failed, or is what work left beside
-a volume. A stray device is ours, over a volume that is not attached or over what is gone.
+a volume. A stray device is ours, over a volume that is not attached or over what is gone. Each is
+completed once it was begun.
 """
 
 from __future__ import annotations
@@ -101,6 +102,21 @@ class DetachStrayTask(OrphanTask):
         events.add(tx, "device.detached", run.state.id, run.request, {"backend": run.state.backend})
 
 
+class ResumeDeviceTask(OrphanTask):
+    """The backend lets the device of an attached volume go on, as it is."""
+
+    def plan(self, run: OrphanRun) -> Json:
+        return {"backend": run.state.backend, "object": run.state.object.name}
+
+    def execute(self, run: OrphanRun) -> None:
+        state, backend = run.state, run.env.backends.get(run.state.backend)
+        if found := backend.attached(state.object):
+            backend.attach(state.object, read_only=found.read_only, sector_size=found.sector_size)
+
+    def record(self, tx: Connection, run: OrphanRun) -> None:
+        events.add(tx, "device.resumed", run.state.id, run.request, {"backend": run.state.backend})
+
+
 def counted_on(tx: Connection, target: Object, backend: str) -> bool:
     """Is there a row that says that this object is on this backend, and may hold something?"""
     if target.kind == "volume":
@@ -124,6 +140,7 @@ def _detach(backend: Backend, target: Object) -> None:
 
 
 DETACH = Flow("device_detach", OrphanState, DetachStrayTask(), direction=Direction.COMPLETE)
+RESUME = Flow("device_resume", OrphanState, ResumeDeviceTask(), direction=Direction.COMPLETE)
 DELETE = Flow(
     "orphan_delete",
     OrphanState,

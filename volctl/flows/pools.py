@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from volctl.backend import Capabilities, Problem, Stats
+from volctl.backend import NEARLY_FULL, Capabilities, Problem, Stats
 from volctl.config import BackendConfig
 from volctl.db import image_cache, volumes
 from volctl.db.image_cache import CachedImage
@@ -47,6 +47,18 @@ class Survey:
 
     def zone(self, name: str) -> str:
         return self.of(name).config.availability_zone
+
+    def nearly_full(self, name: str) -> str | None:
+        """What to say of a backend that will soon take nothing new."""
+        seen = self.of(name)
+        figures = (seen.stats.data_percent, seen.stats.metadata_percent) if seen.stats else ()
+        high = [
+            f"its {what} {percent:g} % full"
+            for what, percent in zip(("data are", "metadata are"), figures, strict=False)
+            if percent is not None and percent >= NEARLY_FULL
+        ]
+        limit = f"above {seen.config.full_at} % (full_at) it takes nothing new"
+        return f"backend {name} is nearly full ({', '.join(high)}): {limit}" if high else None
 
 
 def survey(env: Context) -> Survey:

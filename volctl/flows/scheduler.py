@@ -59,6 +59,8 @@ class ScheduleCreateVolumeTask(CreateTask):
             explanation=to_json(explanation),
             promised=pools.promise(tx, found, state),
         )
+        if warning := found.nearly_full(state.backend):
+            run.env.warn(warning)
         run.cast("volume_create_manager", state)
 
 

@@ -85,10 +85,11 @@ class Group:
         try:
             out = self._run("fullreport", *ARGUMENTS, self.name, timeout=LOOK).out
         except BackendError as error:
-            if "not found" not in error.details["stderr"]:
+            if "not found" not in error.details.get("stderr", ""):
                 raise
             said = f"volume group {self.name} is not there"
-            raise BackendError(said, hint="look at `vgs`; its disks may be missing, or it has another name") from error
+            hint = f"see `vgs`: it has another name, or its disks are missing; or make it: vgcreate {self.name} DISK"
+            raise BackendError(said, hint=hint) from error
         if (found := parse(out)) is None:
             raise BackendError(f"LVM says nothing of volume group {self.name}")
         return found

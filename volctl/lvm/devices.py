@@ -41,7 +41,8 @@ def attached(path: Path) -> Attached | None:
     try:
         number = path.stat().st_rdev
         block = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
-        read_only, sector = ((block / file).read_text().strip() for file in ("ro", "queue/logical_block_size"))
+        files = ("ro", "queue/logical_block_size", "dm/suspended")
+        read_only, sector, suspended = ((block / file).read_text().strip() for file in files)
     except OSError:
         return None
-    return Attached(str(path), read_only == "1", int(sector))
+    return Attached(str(path), read_only == "1", int(sector), suspended == "1")

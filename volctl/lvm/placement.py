@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from volctl.backend import Problem, Stats
+from volctl.backend import NEARLY_FULL, Problem, Stats
 from volctl.errors import BackendError, NoSpaceError, VolctlError
 from volctl.lvm import room
 from volctl.lvm.commands import Layout
@@ -16,6 +16,7 @@ from volctl.lvm.settings import Settings
 
 FULL = 99.0
 """Percent of its metadata from which on a pool that stopped is taken to have filled."""
+MORE_DATA, MORE_METADATA = "lvextend --size +10G {}", "lvextend --poolmetadatasize +1G {}"
 
 
 def pool_of(options: Settings, group: VolumeGroup) -> LogicalVolume | None:
@@ -26,7 +27,7 @@ def pool_of(options: Settings, group: VolumeGroup) -> LogicalVolume | None:
     if options.provisioning != "thin":
         return None
     said = f"there is no thin pool {group.name}/{options.pool}"
-    raise BackendError(said, hint="make it: volctl backend init")
+    raise BackendError(said, hint=f"make it: volctl backend init {options.backend}")
 
 
 def layout_of(options: Settings, group: VolumeGroup) -> Layout:
@@ -46,10 +47,10 @@ def explained(options: Settings, group: VolumeGroup, error: VolctlError) -> Volc
         return error
     name = f"{group.name}/{pool.name}"
     if pool.health == "metadata_read_only" and (pool.metadata_percent or 0) >= FULL:
-        hint = f"lvextend --poolmetadatasize +1G {name}"
-        return NoSpaceError(f"the metadata of thin pool {name} are full: {error.message}", hint=hint)
+        said = f"the metadata of thin pool {name} are full: {error.message}"
+        return NoSpaceError(said, hint=MORE_METADATA.format(name))
     if pool.health.startswith("out_of_data"):
-        return NoSpaceError(f"thin pool {name} is full: {error.message}", hint=f"lvextend --size +10G {name}")
+        return NoSpaceError(f"thin pool {name} is full: {error.message}", hint=MORE_DATA.format(name))
     state = pool.health.replace("_", " ")
     return BackendError(f"thin pool {name} is {state}: {error.message}", hint="see lvmthin(7)")
 
@@ -80,8 +81,14 @@ def problems(options: Settings, group: VolumeGroup) -> list[Problem]:
             False,
         ),
         (not pool.monitored, f"{where} is not monitored, nobody extends it", f"lvchange --monitor y {name}", False),
+        _nearly_full(f"{where} is", pool.data_percent, MORE_DATA.format(name)),
+        _nearly_full(f"the metadata of {where} are", pool.metadata_percent, MORE_METADATA.format(name)),
     ]
     return [Problem(message, hint, fatal) for bad, message, hint, fatal in found if bad]
+
+
+def _nearly_full(what: str, percent: float | None, hint: str) -> tuple[bool, str, str, bool]:
+    return (percent or 0) >= NEARLY_FULL, f"{what} {percent or 0:g} % full", hint, False
 
 
 def details(options: Settings, group: VolumeGroup, autoextend: dict[str, str]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ class Settings:
     `ownership` is of the nodes of attached volumes, None to leave them as udev makes them.
     """
 
+    backend: str
     group: str
     provisioning: str
     pool: str
@@ -44,6 +45,7 @@ def settings(setup: Setup) -> Settings:
     check_options(setup, OPTIONS)
     ask = _Options(setup.name, setup.options)
     found = Settings(
+        backend=setup.name,
         group=ask.name("volume_group", None),
         provisioning=ask.choice("provisioning", ("auto", "thin", "thick")),
         pool=ask.name("pool", "volctl"),

@@ -69,7 +69,7 @@ def _state(pool: Pool) -> BackendState:
     stats = pool.stats
     capabilities = asdict(pool.capabilities)
     extra = capabilities.pop("extra")
-    problems = tuple(f"{item.message} ({item.hint})" if item.hint else item.message for item in pool.problems)
+    problems = tuple(map(str, pool.problems))
     return BackendState(
         name=pool.name,
         kind=pool.kind,

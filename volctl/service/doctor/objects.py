@@ -212,6 +212,26 @@ class StrayDevice(Difference):
 
 
 @dataclass(slots=True)
+class SuspendedDevice(Difference):
+    """The device of an attached volume waits for a program that has ended."""
+
+    kind = "device"
+    target: Object = field(kw_only=True)
+
+    def look(self, session: Session) -> bool:
+        found = backend_of(session, self.backend).attached(self.target)
+        if found is None or worked_on(session, self.id):
+            return False
+        self.problem = f"{found.device} is suspended: whoever reads or writes it waits"
+        self.fix = "let it go on"
+        return found.suspended
+
+    def repair(self, session: Session, locks: LockSet) -> None:
+        state = OrphanState(self.backend or "", self.target.kind, self.target.id, self.target.id)
+        session.engine.start("device_resume", state, object_id=self.id, locks=locks)
+
+
+@dataclass(slots=True)
 class DeviceOverNothing(StrayDevice):
     """The same where the file is gone: what it held can be read from the device only."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from volctl.backend import Listing
+from volctl.backend import Listing, Problem
 from volctl.db import image_cache, images, quotas, snapshots, types, volumes
 from volctl.db.image_cache import CachedImage
 from volctl.db.store import leftovers, remove_files
@@ -84,17 +84,18 @@ def _list_backends(session: Session, listings: dict[str, Listing]) -> Iterator[D
     for config in session.env.backends.configs:
         try:
             backend = session.env.backends.get(config.name)
-            problem = next((problem for problem in backend.check() if problem.fatal), None)
+            problem = next((str(problem) for problem in backend.check() if problem.fatal), None)
             if problem is None or config.enabled:
                 listings[config.name] = backend.listing()
         except INTERRUPTIONS:
             raise
         except VolctlError as error:
             if config.enabled:
-                yield rows.BackendUnusable(config.name, backend=config.name, problem=error.message, fix=None)
+                problem = str(Problem(error.message, error.hint))
+                yield rows.BackendUnusable(config.name, backend=config.name, problem=problem, fix=None)
             continue
         if problem is not None and config.enabled:
-            yield rows.BackendUnusable(config.name, backend=config.name, problem=problem.message, fix=None)
+            yield rows.BackendUnusable(config.name, backend=config.name, problem=problem, fix=None)
 
 
 def _view(tx: Connection, listings: dict[str, Listing], stored: set[str]) -> _View:
@@ -157,22 +158,24 @@ def _attachments(session: Session, view: _View) -> Iterator[Difference]:
         noted = volume.attachment
         if volume.backend not in view.listings or (noted is None and volume.status is not Status.IN_USE):
             continue
-        found = noted and session.env.backends.get(volume.backend).attached(Object("volume", volume.id), noted.device)
+        target, locks = Object("volume", volume.id), {volume.id: EXCLUSIVE}
+        found = noted and session.env.backends.get(volume.backend).attached(target, noted.device)
+        if found is None and volume.status in HOLDING and view.size(volume.backend, target) is None:
+            continue  # told as an object that is gone
         there = (found.device, found.read_only, found.sector_size) if found else None
         if noted is None or there != (noted.device, noted.read_only, noted.sector_size):
-            target, locks = Object("volume", volume.id), {volume.id: EXCLUSIVE}
             yield rows.Attachment(target.name, volume.id, volume.name, volume.backend, locks)
 
 
 def _devices(session: Session, view: _View) -> Iterator[Difference]:
     for backend, listing in view.listings.items():
-        for target in listing.devices:
+        for target, device in listing.devices.items():
             volume = view.volumes.get(target.id)
             there = target in listing.objects
             known = volume is not None and volume.attachment is not None and volume.backend == backend
-            if there and (known or volume is None):  # without a row it goes with the object under it
-                continue
-            kind = objects.StrayDevice if there else objects.DeviceOverNothing
+            if there and (volume is None or (known and not device.suspended)):
+                continue  # without a row it goes with the object under it
+            kind = (objects.SuspendedDevice if known else objects.StrayDevice) if there else objects.DeviceOverNothing
             name = volume.name if volume else None
             yield kind(target.name, target.id, name, backend, {target.id: EXCLUSIVE}, target=target)
 
