@@ -22,7 +22,6 @@ from typing import Any
 
 import pytest
 
-collect_ignore = ["unproven"]  # see the README there
 REPO = Path(__file__).resolve().parent.parent
 EVERYTHING = os.environ.get("CI") == "true" or os.environ.get("VOLCTL_TEST_ALL") == "1"
 IS_ROOT = os.geteuid() == 0

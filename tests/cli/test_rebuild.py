@@ -10,104 +10,18 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.cli.conftest import Cli, MiB
 from tests.conftest import Volctl
-from volctl.model import CreateRequest, to_json
-from volctl.service import Options, Session, Watcher, creation, doctor, open_session, snapshots, types, volumes
+from tests.populations import World, come_back_equal
 
-UNKNOWN = ("available_at", "updated_at", "attempts", "explanation")
-"""What no object carries."""
-TEXTS = ("plain", "Zürich ☂ 日本", "a" * 255, 'quo"te\\ and = , {}', "\u202eevil", "")
 CONFIG = '[[backend]]\nname = "{kind}"\nkind = "{kind}"\ndirectory = "{home}/{kind}"\n'
-
-
-class World:
-    """One state directory with a prepared pool, worked on through the service."""
-
-    def __init__(self, home: Path, kind: str) -> None:
-        self.home, self.kind = home, kind
-        home.mkdir()
-        config = home / "config.toml"
-        config.write_text(CONFIG.format(kind=kind, home=home))
-        self.options = Options(str(config), str(home / "state"))
-        with self.session() as s:
-            s.env.backends.get(kind).init()
-
-    @contextmanager
-    def session(self, project: str | None = None) -> Iterator[Session]:
-        options = Options(self.options.config, self.options.state_dir, project)
-        with open_session(options, Watcher()) as s:
-            yield s
-
-    def state(self) -> Any:
-        """All that can be listed and shown, without what is not known of a rebuilt one."""
-        with self.session() as s:
-            every = to_json(volumes.list_(s, all_projects=True))
-            shown = [to_json(volumes.show(s, volume["id"])) for volume in every]
-            taken = to_json(snapshots.list_(s, all_projects=True))
-            used = {volume["type"] for volume in every}
-            kinds = [found for found in to_json(types.list_(s)) if found["name"] in used]
-        known = [{key: value for key, value in row.items() if key not in UNKNOWN} for row in (*every, *shown)]
-        return known, taken, kinds
-
-    def lose(self) -> None:
-        for path in (self.home / "state").glob("volctl.db*"):
-            path.unlink()
-
-    def populate(self, random: random.Random) -> None:
-        for project in ("default", "other"):
-            with self.session(project) as s:
-                if project == "default":
-                    types.create(
-                        s, "gold", (f"vendor:role={random.choice(('a', 'b'))}",), random.choice((None, "fine"))
-                    )
-                for number in range(random.randint(1, 4)):
-                    self._act(s, random, f"v{number}")
-
-    def _act(self, s: Session, random: random.Random, name: str) -> None:
-        """A volume of some kind, and what happens to it."""
-        words = _words(random)
-        named = name if random.random() < 0.8 else None
-        sources = [found.id for found in snapshots.list_(s)] if random.random() < 0.5 else []
-        source = random.choice(sources) if sources else None
-        size, type_name = None if source else f"{random.randint(3, 6)}M", random.choice((None, "gold"))
-        wanted = CreateRequest(named, size=size, from_snapshot=source, type=type_name, **words)
-        made = creation.create(s, wanted)
-        if random.random() < 0.5:
-            text = random.choice(TEXTS)
-            taken = snapshots.create(s, made.id, random.choice((None, f"s-{name}")), description=text)
-            if random.random() < 0.5:
-                snapshots.update(s, taken.id, name=f"t-{name}", description=None, properties=("later=1",))
-            if random.random() < 0.4:
-                volumes.revert(s, made.id, taken.id)
-        if random.random() < 0.3:
-            volumes.extend(s, made.id, "+1M")
-        if random.random() < 0.4:
-            volumes.update(s, made.id, name=f"w-{name}", description=random.choice(TEXTS), properties=())
-        if random.random() < 0.3:
-            volumes.unset(s, made.id, name=False, description=True, properties=("k0",))
-        if random.random() < 0.3:
-            volumes.protect(s, made.id, True)
-        elif random.random() < 0.2:
-            volumes.delete(s, made.id, cascade=True) if self.kind != "qcow2" else None
-
-
-def _words(random: random.Random) -> dict[str, Any]:
-    few = random.randint(0, 3) if random.random() < 0.9 else 40  # more than an attribute of ext4 holds
-    pairs = tuple(f"k{number}={random.choice(TEXTS)}{random.random()}"[:250] for number in range(few))
-    return {"properties": pairs, "description": random.choice((None, *TEXTS))}
-
-
 BATCH = 10
-
-
 POPULATIONS = [(kind, batch) for kind, batches in (("loop", 10), ("fake", 3), ("qcow2", 3)) for batch in range(batches)]
 
 
@@ -116,22 +30,12 @@ def test_random_populations_come_back_equal(kind: str, batch: int, tmp_path: Pat
     if kind == "qcow2" and not shutil.which("qemu-img"):
         pytest.skip("needs qemu-img (qemu-utils)")
     for number in range(BATCH):
-        seed = f"{kind} {batch * BATCH + number}"
-        world = World(tmp_path / str(number), kind)
-        world.populate(random.Random(seed))
-        before, contents = world.state(), _contents(world)
-        world.lose()
-        told = doctor.rebuild(world.options, Watcher())
-        assert {finding.problem for finding in told} <= {"made again"}, seed
-        assert world.state() == before, seed
-        assert _contents(world) == contents, seed
-        with world.session() as s:
-            assert doctor.look(s) == [], seed
+        world = World(tmp_path / str(number), kind, directory=str(tmp_path / str(number) / kind))
+        come_back_equal(world, f"{kind} {batch * BATCH + number}", partial(_contents, world.home / kind))
         shutil.rmtree(world.home)
 
 
-def _contents(world: World) -> dict[str, bytes]:
-    pool = world.home / world.kind
+def _contents(pool: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in pool.iterdir() if path.name != "calls"}
 
 

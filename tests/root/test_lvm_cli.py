@@ -112,32 +112,6 @@ def configure(volctl: Volctl, provisioning: str) -> None:
     volctl("backend", "init", "fast", "-y")
 
 
-def data_percent() -> float:
-    return float(run("lvs", "--noheadings", "-o", "data_percent", f"{GROUP}/volctl"))
-
-
-def test_the_second_volume_of_an_image_is_a_snapshot_of_the_cached_one(
-    warm: Volctl, disks: list[Path], image: Path
-) -> None:
-    """Its time and its bytes do not depend on the image: nothing is copied, no program but LVM's runs."""
-    with volume_group(disks[:2], GROUP):
-        configure(warm, "thick")
-        assert json.loads(warm("backend", "show", "fast", "--json").out)["image_cache"]["used"] is False
-        configure(warm, "thin")
-        warm("create", "a", "--from-image", image)
-        (entry,) = json.loads(warm("image", "cache", "list", "--json").out)
-        assert run("lvs", "--noheadings", "-o", "lv_active", f"{GROUP}/image-{entry['id']}").strip() == ""
-        before = data_percent()
-        again = warm("create", "b", "--from-image", image, "--size", "20M", "-v")
-        assert "qemu-img" not in again.err and data_percent() - before < 0.5
-        wanted = b"i" * 3 * MiB + bytes(9 * MiB) + b"j" * 4 * MiB
-        assert content(warm, "b") == wanted + bytes(4 * MiB)
-        warm("delete", "a", "-y")
-        warm("image", "cache", "prune", "--all")
-        assert content(warm, "b") == wanted + bytes(4 * MiB)
-        assert set(lvs(GROUP)) == {"volctl", f"volume-{json.loads(warm('show', 'b', '--json').out)['id']}"}
-
-
 def test_a_lost_group_is_said(warm: Volctl, provisioning: str) -> None:
     configure(warm, provisioning)
     warm("create", "v", "--size", "8M")

@@ -29,11 +29,12 @@ class Warm:
     def database(self) -> Path:
         return self.home / "state/volctl.db"
 
-    def configure(self, group: str, **options: object) -> None:
-        """One backend on LVM, prepared; images are not cached, so that what takes room is known."""
+    def configure(self, group: str, *, cached: int = 0, **options: object) -> None:
+        """One backend on LVM, prepared; images are not cached unless asked for, so that what takes room is known."""
         values = {"name": "fast", "kind": "lvm", "volume_group": group, **options}
         lines = [f"{key} = {value!r}" for key, value in values.items()]
-        (self.home / "config.toml").write_text("\n".join(["[image_cache]", "max_count = 0", "[[backend]]", *lines, ""]))
+        cache = ["[image_cache]", f"max_count = {cached}"]
+        (self.home / "config.toml").write_text("\n".join([*cache, "[[backend]]", *lines, ""]))
         self("backend", "init", "fast", "-y")
 
     def start(self, *argv: str | Path, **order: Any) -> int:
@@ -114,12 +115,12 @@ def until(happened: Callable[[], bool], seconds: float = 60.0) -> None:
         time.sleep(0.005)
 
 
-def new_volume(group: str, known: set[str]) -> Path:
-    """The node of a volume of ours that appears now."""
+def new_volume(group: str, known: set[str], kind: str = "volume") -> Path:
+    """The node of a volume (or `image`) of ours that appears now."""
     found: list[Path] = []
 
     def appeared() -> bool:
-        found[:] = [path for path in Path("/dev", group).glob("volume-*") if path.name not in known]
+        found[:] = [path for path in Path("/dev", group).glob(f"{kind}-*") if path.name not in known]
         return bool(found)
 
     until(appeared)

@@ -15,11 +15,13 @@ from tests.conftest import EVERYTHING, REPO
 
 VM = str(REPO / "scripts" / "vm")
 STRIDE = int(os.environ.get("VOLCTL_KILL_STRIDE", "9"))
+POPULATIONS = int(os.environ.get("VOLCTL_POPULATIONS", "4"))
 ROOT_SUITE_LIMIT = 3600 * max(1, 9 // STRIDE)  # seconds of a boot
 CHEAP = [] if STRIDE == 1 else ["-k", "not Raid1"]  # a mirror takes seconds to make there: they are in make test-lvm
 BOOTS = {
     "conformance": ["test_lvm.py"],
-    "kills": ["test_lvm_kill.py"],
+    "kills": ["test_lvm_kill.py", "test_lvm_settle_kill.py"],
+    "mends": ["test_lvm_doctor.py", "test_lvm_adopt.py", "test_lvm_rebuild.py", "test_lvm_cache.py"],
     "pools": ["test_lvm_pool.py", "test_lvm_limits.py", "test_lvm_disks.py", "test_lvm_holders.py"],
     "qcow2": ["test_qcow2.py"],
     "rest": [],
@@ -53,7 +55,8 @@ def suite(boot: str) -> list[str]:
 def test_root_suite(boot: str, tmp_path: Path, record_property: Callable[[str, str], None]) -> None:
     """tests/root on real LVM, many tests a boot."""
     disks = [word for size in ("1G", "1G", "1G", "512M:4096") for word in ("--disk", size)]
-    settings = ["--env", f"VOLCTL_TEST_ALL={int(EVERYTHING)}", "--env", f"VOLCTL_KILL_STRIDE={STRIDE}"]
+    passed = {"VOLCTL_TEST_ALL": int(EVERYTHING), "VOLCTL_KILL_STRIDE": STRIDE, "VOLCTL_POPULATIONS": POPULATIONS}
+    settings = [word for name, value in passed.items() for word in ("--env", f"{name}={value}")]
     pytest_ = ["python3", "-m", "pytest", "-p", "no:cacheprovider", "--color=no", "--durations=20", *suite(boot)]
     out = tmp_path / "out"
     done = vm(*disks, *settings, "--timeout", str(ROOT_SUITE_LIMIT), "--out", out, "--", *pytest_)
