@@ -11,12 +11,11 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from volctl import files, interrupt
-from volctl.db.store import Store, alone_in
+from volctl.db.store import BACKUP_NOTE, Store, alone_in
 from volctl.errors import DatabaseError, ExistsError, NoSpaceError, UsageError
 
 PAGES = 256  # copied between two looks for signals and the deadline
-UNFINISHED, NOTE = ".volctl-backup-", "backup-"
-"""Before the name of a backup that is not whole yet, and of the link to it in the state directory."""
+UNFINISHED = ".volctl-backup-"  # before the name of a backup that is not whole yet
 VERSIONS = 18
 """Where a database's header says how it is written and read, a byte each: 2 with a log beside it (WAL), 1 without."""
 
@@ -52,7 +51,7 @@ def _check(store: Store, target: Path, *, replace: bool) -> None:
 def _temporary(store: Store, target: Path) -> Iterator[tuple[Path, int]]:
     """A new file beside `target`, ours alone. A link in the state directory says where, in case we are killed."""
     name = str(uuid.uuid4())
-    path, note = target.with_name(UNFINISHED + name), store.path.with_name(NOTE + name)
+    path, note = target.with_name(UNFINISHED + name), store.path.with_name(BACKUP_NOTE + name)
     with alone_in(note.parent):
         note.symlink_to(path)
         try:
@@ -71,7 +70,7 @@ def _temporary(store: Store, target: Path) -> Iterator[tuple[Path, int]]:
 
 def sweep(state: Path) -> None:
     """Remove what backups that were killed left. What cannot be removed now is tried again by the next command."""
-    notes = [name for name in os.listdir(state) if name.startswith(NOTE)]
+    notes = [name for name in os.listdir(state) if name.startswith(BACKUP_NOTE)]
     if notes:
         with suppress(OSError), alone_in(state):
             for name in notes:

@@ -42,6 +42,7 @@ BUSY_SLICE = 0.25  # seconds SQLite waits by itself before we look for signals a
 BUSY_LIMIT = 60.0
 PAGE = 4096  # bytes; of SQLite and of its index in memory
 LEAST_ROOM = 1 << 20  # bytes; more than one command's transactions and the index take
+BACKUP_NOTE = "backup-"  # before the name of the link to a backup that is not whole yet
 RECIPE = "restore it from a backup (volctl backup-db), or make it again from the backends: volctl doctor --rebuild"
 WHOLE = {"whole": True}
 """In the details of an error about a database that only this command cannot use."""

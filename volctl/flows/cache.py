@@ -26,11 +26,11 @@ from volctl.errors import INTERRUPTIONS, BackendError, ConflictError, ImageError
 from volctl.flows import pools
 from volctl.flows.context import Context
 from volctl.flows.image_cache import EvictState, FillState, excess
-from volctl.images.gate import CheckedImage
 from volctl.model import GiB, round_up
 
 if TYPE_CHECKING:
     from volctl.flows.create import CreateRun, CreateState
+    from volctl.images.gate import CheckedImage
 
 TRIES = 3  # an entry may be evicted before it is cloned from, where the cache is too small for what is asked of it
 

@@ -15,13 +15,13 @@ from volctl.db.chains import StoredChains
 from volctl.db.store import Store
 from volctl.errors import BackendError, ConfigError, DatabaseError, NotFoundError
 from volctl.images import content
-from volctl.images.gate import CheckedImage, Known, Unpacking, open_image
 from volctl.kinds import load
 from volctl.model import GiB, Json
 from volctl.quota import Quota
 
 if TYPE_CHECKING:
     from volctl.images.fetch import Download
+    from volctl.images.gate import CheckedImage, Known, Unpacking
     from volctl.images.signatures import Signature
 
 
@@ -142,6 +142,8 @@ class Context:
         key = (path, declared, checksum, allow_device)
         held = self._images.get(key)
         if held is None or (held.known and not cached):
+            from volctl.images.gate import open_image
+
             opened = open_image(
                 path,
                 declared=declared,
@@ -158,6 +160,8 @@ class Context:
         return self._images[key]
 
     def unpacking(self, size: int | None) -> Unpacking:
+        from volctl.images.gate import Unpacking
+
         limit = self.config.images["max_gigabytes"] * GiB
         return Unpacking(self.places.images, size, limit, lambda done, total: self.progress("unpack", done, total))
 
@@ -167,6 +171,8 @@ class Context:
             entry = image_cache.of_file(tx, content.of_file(identity))
         if entry is None:
             return None
+        from volctl.images.gate import Known
+
         digest = content.digest_of(entry.key)
         return Known(entry.format, entry.virtual_size, entry.data_size, digest, entry.packed)
 

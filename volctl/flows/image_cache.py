@@ -15,7 +15,6 @@ from volctl.engine.run import Run
 from volctl.engine.task import Direction, Flow, Task
 from volctl.errors import BackendError, NoSpaceError
 from volctl.flows.context import Context
-from volctl.images.convert import copy_image
 from volctl.model import GiB, Json, Object, now
 
 if TYPE_CHECKING:
@@ -64,6 +63,8 @@ class FillCacheTask(FillTask):
         return {"backend": run.state.backend, "object": run.state.object.name}
 
     def execute(self, run: FillRun) -> None:
+        from volctl.images.convert import copy_image
+
         state, env = run.state, run.env
         size: int = state.entry["size"]
         image, backend = env.image(**state.image, size=size), env.backends.get(state.backend)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from volctl.db import images, snapshots, volumes
 from volctl.errors import AmbiguousError, NotFoundError, UsageError
-from volctl.images import http
 from volctl.model import CreateRequest, Image, Snapshot, Source, SourceKind, Volume
 from volctl.records import record
 
@@ -143,6 +142,8 @@ def _image_source(tx: Connection, project: str, text: str) -> SourceRef:
         return SourceRef(SourceKind.IMAGE, found.id, found.name, None, found.location)
     if os.path.lexists(text):
         return SourceRef(SourceKind.IMAGE, None, os.path.abspath(text), None, os.path.abspath(text))
+    from volctl.images import http
+
     if http.is_url(text):
         url = http.check_url(text)
         return SourceRef(SourceKind.IMAGE, None, url, url=url)

@@ -23,7 +23,6 @@ from volctl.flows.context import Context
 from volctl.flows.create import CreateState
 from volctl.flows.words import description, properties, usage
 from volctl.images import content
-from volctl.images.gate import CheckedImage, check_disk_fits, check_fits
 from volctl.model import (
     MAX_SIZE,
     CreateRequest,
@@ -44,6 +43,8 @@ from volctl.scheduler import size_bounds
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
+
+    from volctl.images.gate import CheckedImage
 
 TYPE_PROPERTY = "volctl_type"
 HINTS = ("same-backend", "different-backend")
@@ -211,6 +212,8 @@ def _ahead(state: CreateState, ahead: Ahead) -> tuple[str | None, int]:
     if not state.size and ahead.virtual_size:
         state.size = round_up(ahead.virtual_size, MiB)
     if ahead.virtual_size:
+        from volctl.images.gate import check_disk_fits
+
         check_disk_fits(state.source["url"], ahead.virtual_size, state.size)
     return None, 0
 
@@ -276,6 +279,8 @@ def _image_size(state: CreateState, image: CheckedImage, min_disk: int) -> None:
     """The size from the image where none was asked for, and what the copy will write."""
     if not state.size:
         state.size = max(round_up(image.virtual_size, MiB), round_up(min_disk, MiB))
+    from volctl.images.gate import check_fits
+
     check_fits(image, state.size)
     state.physical = image.data_size
 

@@ -7,7 +7,6 @@ from volctl.errors import BackendError, NoSpaceError, NotFoundError
 from volctl.flows import cache
 from volctl.flows.context import Context
 from volctl.flows.create import CreateRun, CreateState
-from volctl.images.convert import copy_image, copy_raw
 from volctl.model import Object, SourceKind
 
 
@@ -56,6 +55,8 @@ def _from_object(env: Context, state: CreateState, backend: Backend) -> None:
     if state.source_backend == backend.name:
         backend.clone(source, state.object, state.size, progress)
         return
+    from volctl.images.convert import copy_raw
+
     with origin.reading(source) as content, backend.writing(state.object, state.size) as target:
         copy_raw(content, target, progress)
 
@@ -71,6 +72,8 @@ def _from_image(run: CreateRun, backend: Backend) -> None:
         return
     if cache.clone(run, backend, image):
         return
+    from volctl.images.convert import copy_image
+
     image = env.image(**state.image, size=state.size)
     with backend.writing(state.object, state.size) as target:
         copy_image(image, target, lambda done, total: env.progress("convert", done, total))

@@ -83,7 +83,7 @@ class Group:
     def report(self) -> VolumeGroup:
         """The group as it is now; `BackendError` if it is not there."""
         try:
-            out = self._run("fullreport", *ARGUMENTS, self.name, timeout=LOOK).out
+            out = self._run("fullreport", *ARGUMENTS, self.name, timeout=LOOK, changes=False).out
         except BackendError as error:
             if "not found" not in error.details.get("stderr", ""):
                 raise
@@ -179,7 +179,8 @@ class Group:
     def _create(self, name: str, tags: Collection[str], *args: str, pvs: Sequence[str] = ()) -> None:
         self._run("lvcreate", "-y", "-ky", "-n", name, *args, *_tags(tags), self.name, *pvs)
 
-    def _run(self, verb: str, *args: str, timeout: float = CHANGE) -> command.Result:
+    def _run(self, verb: str, *args: str, timeout: float = CHANGE, changes: bool = True) -> command.Result:
+        """What `changes` nothing may outlive us without our locks, and needs no shell to hold them."""
         if os.geteuid() != 0:
             raise AccessError("LVM works for root only", hint="sudo volctl …")
         for attempt in range(TRIES):
@@ -189,7 +190,7 @@ class Group:
                 *args,
                 ok=range(-64, 256),
                 pass_fds=self.locks,
-                keep_locks=True,
+                keep_locks=changes,
                 timeout=timeout,
                 grace=GRACE,
             )

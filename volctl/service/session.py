@@ -13,8 +13,8 @@ from pathlib import Path
 from volctl import command, confine, files, interrupt
 from volctl.config import Config, Places, load, places
 from volctl.db import about as rows
-from volctl.db import backup, events, volumes
-from volctl.db.store import Store, keep_owner, open_store
+from volctl.db import events, volumes
+from volctl.db.store import BACKUP_NOTE, Store, keep_owner, open_store
 from volctl.engine import journal
 from volctl.engine.locks import EXCLUSIVE, LockDirectory, LockSet, Names
 from volctl.engine.run import Engine
@@ -132,7 +132,7 @@ def open_session(options: Options, watcher: Watcher, *, reads: bool = False) -> 
         store, config, where, Backends(config, store.uuid, where.state, store), watcher.progress, watcher.warn
     )
     try:
-        backup.sweep(where.state)
+        _sweep_backups(where.state)
         locks = LockDirectory(where.locks, keep_owner)
         engine = Engine(store, locks, FLOWS, env, watcher.step, watcher.warn)
         session = Session(env, engine, locks, project, _lock_timeout(options), watcher)
@@ -141,6 +141,14 @@ def open_session(options: Options, watcher: Watcher, *, reads: bool = False) -> 
     finally:
         env.close()
         store.close()
+
+
+def _sweep_backups(state: Path) -> None:
+    """What backups that were killed left, if there is a note of one."""
+    if any(name.startswith(BACKUP_NOTE) for name in os.listdir(state)):
+        from volctl.db import backup
+
+        backup.sweep(state)
 
 
 def _lock_timeout(options: Options) -> float:
