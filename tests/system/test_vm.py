@@ -21,7 +21,13 @@ CHEAP = [] if STRIDE == 1 else ["-k", "not Raid1"]  # a mirror takes seconds to 
 BOOTS = {
     "conformance": ["test_lvm.py"],
     "kills": ["test_lvm_kill.py", "test_lvm_settle_kill.py"],
-    "mends": ["test_lvm_doctor.py", "test_lvm_adopt.py", "test_lvm_rebuild.py", "test_lvm_cache.py"],
+    "mends": [
+        "test_lvm_doctor.py",
+        "test_lvm_adopt.py",
+        "test_lvm_rebuild.py",
+        "test_lvm_cache.py",
+        "test_lvm_mend_kill.py",
+    ],
     "pools": ["test_lvm_pool.py", "test_lvm_limits.py", "test_lvm_disks.py", "test_lvm_holders.py"],
     "qcow2": ["test_qcow2.py"],
     "rest": [],
