@@ -78,6 +78,18 @@ class TestNbd(test_attach_qcow2.TestQcow2):
         with mounted(device, mount):
             assert {len((mount / str(number)).read_bytes()) for number in written} == {PIECE}
 
+    def test_partitions_hold_the_device_and_go_with_it(self, pool: Backend, tmp_path: Path) -> None:
+        volume = new()
+        pool.create(volume, 64 * MiB)
+        device = pool.attach(volume, read_only=False)
+        subprocess.run(["sfdisk", "-q", device], input=b"label: gpt\n,\n", check=True)
+        until(Path(f"{device}p1").is_block_device)
+        subprocess.run(["mkfs.ext4", "-q", f"{device}p1"], check=True)
+        with mounted(f"{device}p1", tmp_path / "mnt"), pytest.raises(InUseError, match="mounted on"):
+            pool.detach(volume)
+        pool.detach(volume)
+        assert not list(Path("/sys/block", os.path.basename(device)).glob("*/partition"))
+
     def test_a_server_that_is_gone_is_noticed_at_once(self, pool: Backend, volume: Object) -> None:
         device = pool.attach(volume, read_only=False)
         kill_daemon(daemon_of(device))

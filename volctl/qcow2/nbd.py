@@ -10,6 +10,7 @@ Sources: linux/nbd-netlink.h, drivers/block/nbd.c, the NBD protocol (doc/proto.m
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import struct
@@ -37,6 +38,7 @@ _CONNECT, _DISCONNECT, _RECONFIGURE = 1, 2, 3
 _INDEX, _SIZE, _BLOCK_SIZE, _TIMEOUT, _SERVER_FLAGS, _CLIENT_FLAGS = 1, 2, 3, 4, 5, 6
 _SOCKETS, _DEAD_TIMEOUT, _BACKEND, _SOCKET_ITEM, _SOCKET_FD = 7, 8, 10, 1, 1
 _DISCONNECT_ON_CLOSE = 2
+_REREAD_PARTITIONS = 0x125F  # BLKRRPART
 _GROUP = b"nbd_mc_group"
 _MAGIC, _OPTION, _EXPORT_NAME, _FIXED_NO_ZEROES = b"NBDMAGICIHAVEOPT", b"IHAVEOPT", 1, 3
 _MODULE, _UNIX_SOCKETS = Path("/sys/module/nbd"), Path("/proc/net/unix")
@@ -119,6 +121,7 @@ class Nbd:
     def release(self, device: BlockDevice) -> None:
         """Without its daemon it is cut off: nothing that was written to it since can be kept."""
         device.release(self._close if self.lives() else _cut)
+        _forget_partitions(device)
 
     def _close(self, device: BlockDevice) -> bool:
         """The kernel lets it go with the last that closes it, after it wrote what it kept."""
@@ -208,6 +211,13 @@ def _cut(device: BlockDevice) -> bool:
     with _kernel() as family:
         family.ask(_DISCONNECT, _index(device))
     return not Path("/sys/block", device.name, "backend").exists()
+
+
+def _forget_partitions(device: BlockDevice) -> None:
+    """The kernel shows those of the disk that was there until it looks again."""
+    if any(Path("/sys/block", device.name).glob("*/partition")):
+        with suppress(OSError), os_open(device.node, os.O_RDONLY | os.O_CLOEXEC) as fd:  # another may have it already
+            fcntl.ioctl(fd, _REREAD_PARTITIONS)
 
 
 def _await_quiet(device: BlockDevice) -> None:
