@@ -123,11 +123,20 @@ def _contents(world: World, wanted: Mapping[str, Row], present: Mapping[str, dic
     with awake([name for name in read if not present[name]["lv_active"]]):
         for name, row in wanted.items():
             content = world.contents.get(row["name"] or "", ZEROS)
-            if name in read and (difference := oracle.differs(Path("/dev", name), content)):
+            if name in read and (difference := _differs(Path("/dev", name), content)):
                 yield f"{name} ({row['name']}) {difference}"
         for name in world.foreign:
             if name in read and mark(name, present[name]) != world.foreign[name]:
                 yield f"{name} is not ours and was changed"
+
+
+def _differs(device: Path, content: Content) -> str | None:
+    """A device that cannot be read is told with what the kernel knows of it: the guest is gone when this is seen."""
+    try:
+        return oracle.differs(device, content)
+    except OSError as error:
+        mapped = run("dmsetup", "status"), run("dmsetup", "table"), *run("dmesg").splitlines()[-12:]
+        return "\n".join([f"cannot be read ({error}), it is {os.path.realpath(device)}:", *mapped])
 
 
 @contextmanager
