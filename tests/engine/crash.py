@@ -300,7 +300,7 @@ def furnished(zygote: Zygote, kind: str = "fake", options: str = "", place: Path
         image = noise(sources / "disk.raw", MiB, 3)
         _write_images(sources)
         contents = {"src": now, "snap": then, "other": then, "bystander": Content(), "image": image, "then": then}
-        contents |= dict.fromkeys(("w", str(sources / "disk.raw"), str(sources / "disk.qcow2")), image)
+        contents |= dict.fromkeys(("first", str(sources / "disk.raw"), str(sources / "disk.qcow2")), image)
         rig = replace(rig, contents=contents)
         for name, size in (("src", "2M"), ("bystander", "1M")):
             rig.run("create", name, "--size", size, status=0)

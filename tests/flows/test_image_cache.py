@@ -252,9 +252,9 @@ def test_room_is_made_for_a_volume_before_it_is_refused(caching: Rig) -> None:
     small(caching, 100 * MiB, 0.1)
     caching.run("create", "far-too-large", "--size", "9M", "--backend", "a", status=6)
     assert len(caching.cached()) == 1, "it would not have helped"
-    planned = caching.run("create", "blank", "--size", "6M", "--backend", "a", "--dry-run", "--json", status=0)
+    planned = caching.run("create", "w", "--size", "6M", "--backend", "a", "--dry-run", "--json", status=0)
     assert planned.json()["chosen"] == "a" and len(caching.cached()) == 1
-    caching.run("create", "blank", "--size", "6M", "--backend", "a", status=0)
+    caching.run("create", "w", "--size", "6M", "--backend", "a", status=0)
     assert caching.cached() == []
     assert check(caching, "v") == []
 
@@ -272,7 +272,7 @@ def test_an_image_that_is_held_needs_no_room_for_its_data(caching: Rig) -> None:
 def test_a_full_disk_is_freed_of_cached_images_first(caching: Rig) -> None:
     create(caching, "v")
     caching.order("a", create={"error": "no_space", "message": "full", "times": 1})
-    caching.run("create", "blank", "--size", "1M", "--backend", "a", status=0)
+    caching.run("create", "w", "--size", "1M", "--backend", "a", status=0)
     assert caching.cached() == []
     caching.order("a", create={"error": "no_space", "message": "full", "times": 1})
     caching.run("create", "x", "--size", "1M", "--backend", "a", "--max-attempts", "1", status=6)

@@ -129,12 +129,12 @@ def _has_page(rig: Rig) -> bool:
 
 
 def _cached(rig: Rig) -> None:
-    rig.run("create", "w", "--from-image", rig.qcow2, "--backend", "a", status=0)
+    rig.run("create", "first", "--from-image", rig.qcow2, "--backend", "a", status=0)
 
 
 def _cached_only(rig: Rig) -> None:
     _cached(rig)
-    rig.run("delete", "w", "-y", status=0)
+    rig.run("delete", "first", "-y", status=0)
 
 
 def _repaired(rig: Rig) -> bool:
