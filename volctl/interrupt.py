@@ -25,14 +25,16 @@ _signum: int | None = None
 _deadline: float | None = None
 _timeout: float | None = None
 _deaf = False
+_done = False
+_depth = 0
 _heard = False
 end_children: Callable[[], None] = lambda: None
 
 
 def install(timeout: float | None = None) -> None:
     """Begin to listen for signals; `timeout` is in seconds from now."""
-    global _signum, _deadline, _timeout, _deaf, _heard
-    _signum, _deaf, _heard, _timeout = None, False, False, timeout
+    global _signum, _deadline, _timeout, _deaf, _done, _heard
+    _signum, _deaf, _done, _heard, _timeout = None, False, False, False, timeout
     _deadline = None if timeout is None else time.monotonic() + timeout
     for signum in SIGNALS:
         if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup stays nohup
@@ -46,6 +48,8 @@ def _on_signal(signum: int, frame: FrameType | None) -> None:
         end_children()
         os._exit(128 + signum)
     _signum = signum
+    if _done:
+        return
     _say(f"volctl: signal {signum}: ending, undoing what had begun")
     if not _deaf:
         end_children()
@@ -64,6 +68,8 @@ def check() -> None:
     Each is raised once: from then on the command is on its way out, with `GRACE` seconds for its undo.
     """
     global _heard, _deadline
+    if _done:
+        return
     if _signum is not None and not _heard and not _deaf:
         _heard, _deadline = True, time.monotonic() + GRACE
         raise Cancelled(_signum)
@@ -79,6 +85,24 @@ def pause(seconds: float) -> None:
         check()
         time.sleep(min(left, 0.05))
     check()
+
+
+@contextmanager
+def work() -> Iterator[None]:
+    """Inside is what may be ended. Once it is done, it is only told: no signal and no deadline makes it a failure."""
+    global _depth, _done
+    _depth, _done = _depth + 1, False
+    try:
+        yield
+    finally:
+        _depth -= 1
+    _done = _depth == 0
+
+
+def listen() -> None:
+    """Something else is begun, and may be ended again."""
+    global _done
+    _done = False
 
 
 @contextmanager

@@ -36,7 +36,10 @@ Outcome = tuple[int, list[str], str, str, float, int]
 
 @dataclass(slots=True)
 class Points:
-    """Counts what is passed, and dies where it was told; or signals itself, or is out of time ("expire")."""
+    """Counts what is passed, and dies where it was told; or signals itself, or is out of time ("expire").
+
+    Where is a point's name, the first time it is passed, or its number as a text.
+    """
 
     pipe: int
     die_at: int | None
@@ -46,7 +49,7 @@ class Points:
     def __call__(self, name: str) -> None:
         if self._passed(name):
             os.kill(os.getpid(), signal.SIGKILL)
-        if (what := self.signals.pop(name, None)) == "expire":
+        if (what := self.signals.pop(name, self.signals.pop(str(self.count), None))) == "expire":
             interrupt.install(0.0)
         elif what is not None:
             os.kill(os.getpid(), what)

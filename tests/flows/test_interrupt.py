@@ -16,6 +16,7 @@ import pytest
 
 from tests.engine.crash import KILLED, Ended, MiB, Rig
 from tests.flows.test_every_task import told
+from tests.oracle import Content
 
 SOON = 30.0  # seconds; what is interrupted here would take 60, and a busy machine is slow
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -336,3 +337,38 @@ def test_a_timeout_whose_undo_fails_is_stuck_and_told(rig: Rig) -> None:
     rig.order("a")
     rig.run("flow", "retry", flow, status=0)
     assert rig.check() == []
+
+
+DONE = (
+    "create v --size 1M",
+    "create v --from-image QCOW2",
+    "image add new QCOW2 --copy",
+    "snapshot create src new",
+    "extend src 8M",
+    "delete bystander -y",
+)
+
+
+@pytest.mark.parametrize("line", DONE)
+@pytest.mark.parametrize("what", [signal.SIGTERM, "expire"], ids=["signal", "deadline"])
+def test_what_comes_after_the_last_commit_makes_no_failure_of_it(world: Rig, line: str, what: Any) -> None:
+    """Exit 0 if, and only if, it is done."""
+    with world.copy() as rig:
+        points = rig.run(*rig.words(line), status=0).points
+    last = len(points) - points[::-1].index("after commit")
+    with world.copy() as rig:
+        rig.run(*rig.words(line), signals={str(last): what}, status=0)
+        contents = {"v": rig.contents["image"] if "QCOW2" in line else Content(), "new": rig.contents["src"]}
+        assert rig.check(**contents) == []
+
+
+def test_the_next_of_several_hears_it(world: Rig) -> None:
+    """What is done stays, what is not begun is left."""
+    with world.copy() as rig:
+        points = rig.run("create", "v", "--size", "1M", status=0).points
+    last = len(points) - points[::-1].index("after commit")
+    with world.copy() as rig:
+        words = ("create", "v", "--size", "1M", "--count", "3")
+        rig.run(*words, signals={str(last): signal.SIGINT}, status=128 + signal.SIGINT)
+        assert [bool(rig.volume(name)) for name in ("v-1", "v-2", "v-3")] == [True, False, False]
+        assert rig.check() == []

@@ -8,7 +8,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Generic
+from typing import Any, Generic, cast
 
 from sqlalchemy import Connection, RowMapping
 
@@ -104,13 +104,14 @@ class Engine(Generic[E]):
         self.tell = tell
         self.warn = warn
 
+    @interrupt.work()
     def start(self, name: str, state: S, *, object_id: str | None, locks: LockSet, request: str | None = None) -> S:
         """Run a flow, and those it casts, to the end; the last one's state.
 
         Raises the error of what failed, after everything was undone or put down as stuck.
         """
-        run: Run[E, Any] | None
-        run = Run(self, self.flows[name], state, request or str(uuid.uuid4()), object_id, locks.names)
+        request = request or str(uuid.uuid4())
+        run: Run[E, Any] | None = Run(self, self.flows[name], state, request, object_id, locks.names)
         failed: BaseException | None = None
         while run is not None:
             last = run
@@ -118,8 +119,7 @@ class Engine(Generic[E]):
             run = run.next
         if failed is not None:
             raise failed
-        final: S = last.state
-        return final
+        return cast(S, last.state)
 
     def _attempt(self, run: Run[E, Any]) -> BaseException | None:
         """One flow forward, or back; the error that stands if nothing was cast instead."""

@@ -75,6 +75,7 @@ class Session:
 
     def locked(self, names: Names) -> LockSet:
         """Hold locks by the ids of volumes (`exclusive` or `shared`) for a `with` block."""
+        interrupt.listen()
         return self.locks.acquire(names, self.lock_timeout)
 
     def catch_up(self, limit: int | None = AT_ONCE) -> list[VolctlError]:
