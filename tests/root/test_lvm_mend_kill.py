@@ -21,7 +21,7 @@ __all__ = ["rig"]
 
 def few(whole: Ended, name: str) -> range:
     """A case here takes twice as long as one of `test_lvm_kill`, so there are fewer, unless all are wanted."""
-    return taken(whole, name)[:: 3 if STRIDE > 1 else 1]
+    return taken(whole, name)[:: 6 if STRIDE > 1 else 1]
 
 
 @pytest.mark.parametrize("backend", GROUPS)

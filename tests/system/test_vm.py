@@ -15,7 +15,7 @@ from tests.conftest import EVERYTHING, REPO
 
 VM = str(REPO / "scripts" / "vm")
 STRIDE = int(os.environ.get("VOLCTL_KILL_STRIDE", "9"))
-POPULATIONS = int(os.environ.get("VOLCTL_POPULATIONS", "4"))
+POPULATIONS = int(os.environ.get("VOLCTL_POPULATIONS", "2"))
 ROOT_SUITE_LIMIT = 3600 * max(1, 9 // STRIDE)  # seconds of a boot
 CHEAP = [] if STRIDE == 1 else ["-k", "not Raid1"]  # a mirror takes seconds to make there: they are in make test-lvm
 BOOTS = {
