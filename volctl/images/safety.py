@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from contextlib import ExitStack, closing
 from typing import Any
 
 from volctl import command
@@ -50,16 +51,14 @@ def inspect_as_openstack(fd: int, path: str, format: str, size: int) -> None:
 def ask_qemu(fd: int, path: str, format: str, layout: Layout, allocated: int) -> int:
     """The virtual size in bytes that QEMU sees in an image which our readers found safe."""
     driver, checking = QEMU_DRIVER[format], SECONDS + allocated // BYTES_PER_SECOND
-    look = _Question(fd, path, driver, "info", SECONDS)
-    check = _Question(fd, path, driver, "check", checking) if layout.check else None  # meanwhile
-    try:
+    with ExitStack() as asked:
+        look = asked.enter_context(closing(_Question(fd, path, driver, "info", SECONDS)))
+        check = None
+        if layout.check:  # meanwhile
+            check = asked.enter_context(closing(_Question(fd, path, driver, "check", checking)))
         virtual = _described(path, _json(look), layout)
         if check:
             _sound(check)
-    finally:
-        look.end()
-        if check:
-            check.end()
     return virtual
 
 
@@ -97,12 +96,12 @@ def _sound(check: _Question) -> None:
 
 
 class _Question:
-    """One verb of qemu-img about the image, which runs from now on; `end` it if nobody takes the answer."""
+    """One verb of qemu-img about the image, which runs from now on until it is answered or closed."""
 
     def __init__(self, fd: int, path: str, driver: str, verb: str, seconds: int) -> None:
         self.fd, self.path, self._driver, self._verb, self._seconds = fd, path, driver, verb, seconds
         self._running = self._start(seconds)
-        self.end = self._running.end
+        self.close = self._running.end
 
     def answer(self) -> command.Result:
         """Its result; refused is what does not end within its limits, or is being written to."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import itertools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from volctl import interrupt
 from volctl.db import snapshots, volumes
@@ -27,10 +26,6 @@ from volctl.model import (
 )
 from volctl.service.session import Session, tell_rounding
 
-if TYPE_CHECKING:
-    pass
-
-FINAL = (Status.AVAILABLE, Status.IN_USE, Status.ERROR, Status.ERROR_DELETING)
 GONE = ("deleted", "gone")
 
 
