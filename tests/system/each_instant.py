@@ -10,6 +10,7 @@ import os
 import runpy
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,6 +47,15 @@ def show_only(disks: list[str], before: str) -> None:
     LVM_CONFIG.write_text(before.replace("devices {", f'devices {{ global_filter = [{accepted}, "r|.*|"]\n', 1))
 
 
+def take_down() -> None:
+    """Ends what udev activated while the machine came up: of groups of one name, LVs on the disks of any instant."""
+    deadline = time.monotonic() + 60
+    while mapped := sorted(Path("/sys/block").glob("dm-*")):
+        assert time.monotonic() < deadline, f"still mapped: {mapped}"
+        run("dmsetup", "remove_all")
+        run("udevadm", "settle")
+
+
 def passes(check: Check, copy: Copy) -> bool:
     sys.stdout.flush()
     child = os.fork()
@@ -67,10 +77,12 @@ def main() -> None:
     check: Check = runpy.run_path(sys.argv[1])["check"]
     before, places = LVM_CONFIG.read_text(), iter(blank_disks())
     failed = []
+    take_down()
     for fact in json.loads(Path("/in/instants.json").read_text()):
         copy = Copy(fact["name"], [next(places) for _ in range(fact["disks"])], fact["said"])
         show_only(copy.disks, before)
         run("mount", next(places), STATE)
+        run("vgchange", "-qq", "-aay")  # as when the machine comes up
         if not passes(check, copy):
             failed.append(copy.name)
         run("vgchange", "-qq", "-an")
