@@ -24,7 +24,7 @@ from volctl.records import record
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-    from volctl.engine.run import Run
+    from volctl.engine.running import Run
 
 E = TypeVar("E")
 S = TypeVar("S")

@@ -14,7 +14,7 @@ from volctl.adoption import Adoption, Found
 from volctl.db import events, image_cache, snapshots, volumes
 from volctl.db.quotas import Usage
 from volctl.engine import journal
-from volctl.engine.run import Run
+from volctl.engine.running import Run
 from volctl.engine.task import Flow, Task
 from volctl.errors import ConflictError, ExistsError, ImageError, MissingError
 from volctl.flows import about

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from volctl.db import events, volumes
-from volctl.engine.run import Run
+from volctl.engine.running import Run
 from volctl.engine.task import Direction, Flow, Task
 from volctl.errors import BackendError, ConflictError, UsageError, VolctlError
 from volctl.flows.attached import DETACHABLE, without_device

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
-from volctl.engine.run import Run
+from volctl.engine.running import Run
 from volctl.engine.task import Task
 from volctl.flows import fault
 from volctl.flows.context import Context

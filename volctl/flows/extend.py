@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from volctl.db import events, quotas, types, volumes
 from volctl.db.quotas import Usage
-from volctl.engine.run import Run
+from volctl.engine.running import Run
 from volctl.engine.task import Direction, Flow, Task
 from volctl.errors import ConflictError, NoBackendError, UsageError, VolctlError
 from volctl.flows import fault, pools

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from volctl.db import events, status, tables
-from volctl.engine.run import Run
+from volctl.engine.running import Run
 from volctl.flows.context import Context
 from volctl.model import Object, Status
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from volctl.db import events, images, parts
 from volctl.db import store as db
-from volctl.engine.run import Run
+from volctl.engine.running import Run
 from volctl.engine.task import Flow, Task
 from volctl.errors import ImageError, ImageTooBigError, NoSpaceError
 from volctl.flows.context import Context

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from volctl.db import events, images, parts
-from volctl.engine.run import Run
+from volctl.engine.running import Run
 from volctl.engine.task import Direction, Flow, Task
 from volctl.errors import ExistsError
 from volctl.flows.context import Context

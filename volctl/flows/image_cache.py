@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from volctl.db import events, image_cache
 from volctl.db.image_cache import AVAILABLE, DELETING, ERROR, FILLING, CachedImage
-from volctl.engine.run import Run
+from volctl.engine.running import Run
 from volctl.engine.task import Direction, Flow, Task
 from volctl.errors import BackendError, NoSpaceError
 from volctl.flows.context import Context

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from volctl.db import events, images
-from volctl.engine.run import Run
+from volctl.engine.running import Run
 from volctl.engine.task import Direction, Flow, Task
 from volctl.errors import VolctlError
 from volctl.files import os_open

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from volctl.backend import Backend
 from volctl.db import events, image_cache, snapshots, volumes
-from volctl.engine.run import Run
+from volctl.engine.running import Run
 from volctl.engine.task import Direction, Flow, Task
 from volctl.errors import ConflictError, InUseError, VolctlError
 from volctl.flows.context import Context

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from volctl.db import events, snapshots, volumes
-from volctl.engine.run import Run
+from volctl.engine.running import Run
 from volctl.engine.task import Flow, Task
 from volctl.errors import ConflictError, NotFoundError
 from volctl.flows.context import Context

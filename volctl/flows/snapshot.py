@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from volctl.db import events, quotas, snapshots, volumes
 from volctl.db.quotas import Usage
-from volctl.engine.run import Run
+from volctl.engine.running import Run
 from volctl.engine.task import Flow, Task
 from volctl.errors import ConflictError, ExistsError
 from volctl.flows import about, fault

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from volctl.db import events, snapshots
-from volctl.engine.run import Run
+from volctl.engine.running import Run
 from volctl.engine.task import Direction, Flow, Task
 from volctl.errors import ConflictError
 from volctl.flows import fault
