@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -107,7 +107,7 @@ def run(
     argv = _told(program, args)
     with _caged(argv, limits, cage) as (prefix, fds, prepare):
         child = _start([*(KEEP if keep_locks else prefix), *argv], {*pass_fds, *inherited, *fds}, on_output, prepare)
-    return Running(child, program, tuple(ok), timeout, grace).result()
+    return Running(child, program, tuple(ok), timeout, grace, wrapped=bool(prefix)).result()
 
 
 def start(
@@ -122,7 +122,7 @@ def start(
     argv = _told(program, args)
     with _caged(argv, limits, cage) as (prefix, fds, prepare):
         child = _start([*prefix, *argv], {*pass_fds, *inherited, *fds}, None, prepare)
-    return Running(child, program, tuple(ok), None, TERM_GRACE)
+    return Running(child, program, tuple(ok), None, TERM_GRACE, wrapped=bool(prefix))
 
 
 def _told(program: str, args: Iterable[str | int]) -> list[str]:
@@ -148,17 +148,23 @@ def _caged(
 
 @record
 class Running:
-    """A program that was started; `ok` are its good exit statuses, times are in seconds."""
+    """A program that was started; `ok` are its good exit statuses, times are in seconds.
+
+    `wrapped`: bubblewrap has it as its child, and tells its end by signal N as 128+N.
+    """
 
     child: _Child
     program: str
     ok: tuple[int, ...]
     timeout: float | None
     grace: float
+    wrapped: bool
 
     def result(self) -> Result:
         """Wait for its end. `BackendError` with the last line of its stderr if its status was not to be."""
         result = _wait(self.child, self.program, self.timeout, self.grace)
+        if self.wrapped and result.status > 128:
+            result = replace(result, status=128 - result.status)
         if result.status not in self.ok:
             raise failure(self.program, result)
         return result
@@ -260,7 +266,8 @@ def _limit(limits: Limits) -> None:
     if limits.memory is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (limits.memory, limits.memory))
     if limits.cpu is not None:
-        resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu, limits.cpu))
+        resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu, limits.cpu + 1))  # SIGXCPU; at the hard one SIGKILL
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _wait(child: _Child, program: str, timeout: float | None, grace: float) -> Result:

@@ -14,6 +14,7 @@ from tests.engine.crash import Rig
 from tests.oracle import Content
 from tests.torture.core import Budget, Tally, another, mounted, worlds
 from tests.torture.full import Shortage, suffered
+from tests.torture.strace import QEMU
 from tests.torture.syscalls import found, hurt
 from tests.torture.verbs import VERBS
 
@@ -43,6 +44,16 @@ def test_a_call_that_fails_near_the_end(on_loop: Rig, verb: str, call: str, last
         hurt(on_loop, verb, point, tally)
     assert tally.runs == last
     assert not tally.wrong, "\n".join([why, *tally.wrong])
+
+
+def test_a_program_that_somebody_kills_says_nothing_of_the_image(on_loop: Rig) -> None:
+    """It was refused with exit 7, as one that takes too long to look at."""
+    kills = [point for point in found(on_loop, VERBS["create-image"]) if point.action == "signal=KILL"]
+    tally = Tally()
+    for point in [point for point in kills if (point.who, point.call) == (QEMU, "write")][:3]:
+        hurt(on_loop, "create-image", point, tally)
+    assert tally.runs == 3
+    assert not tally.wrong, "\n".join(tally.wrong)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from tests.conftest import Volctl
 from tests.unit import image_corpus as corpus
 from volctl import command, confine
 from volctl.backend import Target
+from volctl.command import Limits
 from volctl.confine import Cage
 from volctl.errors import BackendError
 from volctl.files import loopdev
@@ -144,6 +146,8 @@ def test_bubblewrap_does_it_where_there_is_no_landlock(
         assert (evil / "target").read_text() == "x"
         assert (evil / "other").exists() and not (evil / "planted").exists()
         assert "bubblewrap: only its source and target, no network" in confine.in_force(wrapper)
+        spins = command.run("sh", "-c", "while :; do :; done", ok=range(-64, 256), cage=Cage(), limits=Limits(cpu=1))
+        assert spins.status == -signal.SIGXCPU, "as it is told without bubblewrap"
         does_its_work(evil)
     finally:
         command.bubblewrap.cache_clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 from contextlib import ExitStack, closing
 from typing import Any
 
@@ -106,9 +107,11 @@ class _Question:
     def answer(self) -> command.Result:
         """Its result; refused is what does not end within its limits, or is being written to."""
         result, seconds = self._running.result(), self._seconds
-        if result.status < 0 and slowness() >= SLOW:
+        if result.status == -signal.SIGXCPU and slowness() >= SLOW:
             seconds = math.ceil(seconds * slowness())
             result = self._start(seconds).result()
+        if result.status == -signal.SIGKILL:  # not by a limit of ours; of the image that says nothing
+            raise command.failure("qemu-img", result)
         if result.status < 0:
             raise ImageUnsafeError(
                 f"the image {self.path} cannot be checked within {seconds} s and {MEMORY // MiB} MiB"
