@@ -15,17 +15,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 from volctl.errors import Cancelled, TimedOut
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE = 6.0  # seconds an undo may take after --timeout ran out; SPEC allows the command 10
+TELLING = 2.0  # seconds in which what is done is told, whatever signals come; who reads it may be stuck
 
 _signum: int | None = None
 _deadline: float | None = None
 _timeout: float | None = None
+_second: int | None = None
+_closing = False
 _deaf = False
-_done = False
+_done: float | None = None
 _depth = 0
 _heard = False
 end_children: Callable[[], None] = lambda: None
@@ -33,8 +37,8 @@ end_children: Callable[[], None] = lambda: None
 
 def install(timeout: float | None = None) -> None:
     """Begin to listen for signals; `timeout` is in seconds from now."""
-    global _signum, _deadline, _timeout, _deaf, _done, _heard
-    _signum, _deaf, _done, _heard, _timeout = None, False, False, False, timeout
+    global _signum, _second, _deadline, _timeout, _deaf, _done, _heard
+    _signum, _second, _deaf, _done, _heard, _timeout = None, None, False, None, False, timeout
     _deadline = None if timeout is None else time.monotonic() + timeout
     for signum in SIGNALS:
         if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup stays nohup
@@ -42,17 +46,36 @@ def install(timeout: float | None = None) -> None:
 
 
 def _on_signal(signum: int, frame: FrameType | None) -> None:
-    global _signum
-    if _signum is not None:
-        _say(f"volctl: second signal {signum}: leaving at once; the next command undoes the rest")
-        end_children()
-        os._exit(128 + signum)
-    _signum = signum
-    if _done:
-        return
-    _say(f"volctl: signal {signum}: ending, undoing what had begun")
+    global _signum, _second
+    if _done is not None:
+        _signum = _signum or signum
+        if time.monotonic() > _done + TELLING:
+            _leave(signum, "what was asked is done, and could not be told")
+    elif _signum is None:
+        _signum = signum
+        if not _closing:
+            _begin_to_end()
+    else:
+        _second = signum
+        if not _closing:
+            _leave_undone()
+
+
+def _begin_to_end() -> None:
+    _say(f"volctl: signal {_signum}: ending, undoing what had begun")
     if not _deaf:
         end_children()
+
+
+def _leave_undone() -> None:
+    assert _second is not None
+    _leave(_second, f"second signal {_second}: leaving at once; the next command undoes the rest")
+
+
+def _leave(signum: int, why: str) -> NoReturn:
+    _say(f"volctl: {why}")
+    end_children()
+    os._exit(128 + signum)
 
 
 def _say(line: str) -> None:
@@ -65,11 +88,16 @@ def _say(line: str) -> None:
 def check() -> None:
     """Raise `Cancelled` after a signal and `TimedOut` after the deadline.
 
-    Each is raised once: from then on the command is on its way out, with `GRACE` seconds for its undo.
+    Each is raised once: from then on the command is on its way out, with `GRACE` seconds for its undo. What is done
+    has as long for what comes after it.
     """
     global _heard, _deadline
-    if _done:
+    if _done is not None:
+        if _deadline is not None and time.monotonic() > max(_deadline, _done) + GRACE:
+            raise TimedOut(f"not done within {GRACE:g} s")
         return
+    if _second is not None:
+        _leave_undone()
     if _signum is not None and not _heard and not _deaf:
         _heard, _deadline = True, time.monotonic() + GRACE
         raise Cancelled(_signum)
@@ -89,20 +117,44 @@ def pause(seconds: float) -> None:
 
 @contextmanager
 def work() -> Iterator[None]:
-    """Inside is what may be ended. Once it is done, it is only told: no signal and no deadline makes it a failure."""
-    global _depth, _done
-    _depth, _done = _depth + 1, False
+    """Inside is what may be ended; work may be part of other work."""
+    global _depth
+    if _depth == 0:
+        listen()
+    _depth += 1
     try:
         yield
     finally:
         _depth -= 1
-    _done = _depth == 0
+
+
+@contextmanager
+def closing() -> Iterator[None]:
+    """Inside is a last commit and `finished`: a signal comes before both or after both."""
+    global _closing
+    before = _signum
+    _closing = True
+    try:
+        yield
+    finally:
+        _closing = False
+        if _done is None and _signum != before:
+            _begin_to_end()
+        if _done is None and _second is not None:
+            _leave_undone()
+
+
+def finished() -> None:
+    """All that was asked for is done, and is to be told: no signal and no deadline makes it a failure."""
+    global _done
+    if _depth <= 1:
+        _done = time.monotonic()
 
 
 def listen() -> None:
     """Something else is begun, and may be ended again."""
     global _done
-    _done = False
+    _done = None
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ class Points:
         if self._passed(name):
             os.kill(os.getpid(), signal.SIGKILL)
         if (what := self.signals.pop(name, self.signals.pop(str(self.count), None))) == "expire":
-            interrupt.install(0.0)
+            interrupt._timeout, interrupt._deadline = 0.0, time.monotonic()
         elif what is not None:
             os.kill(os.getpid(), what)
 

@@ -343,21 +343,33 @@ DONE = (
     "create v --size 1M",
     "create v --from-image QCOW2",
     "image add new QCOW2 --copy",
+    "image add new URL",
+    "image refresh registered",
     "snapshot create src new",
     "extend src 8M",
     "delete bystander -y",
+    "set src --property a=b",
+    "quota set --volumes 9",
 )
+LATE = {
+    "signal": {0: signal.SIGTERM},
+    "deadline": {0: "expire"},
+    "one before and one after": {-1: signal.SIGINT, 0: signal.SIGINT},
+}
+"""What happens at the last commit, and at the point before it."""
 
 
 @pytest.mark.parametrize("line", DONE)
-@pytest.mark.parametrize("what", [signal.SIGTERM, "expire"], ids=["signal", "deadline"])
-def test_what_comes_after_the_last_commit_makes_no_failure_of_it(world: Rig, line: str, what: Any) -> None:
+@pytest.mark.parametrize("late", LATE.values(), ids=LATE)
+def test_what_comes_after_the_last_commit_makes_no_failure_of_it(world: Rig, line: str, late: dict[int, Any]) -> None:
     """Exit 0 if, and only if, it is done."""
     with world.copy() as rig:
         points = rig.run(*rig.words(line), status=0).points
     last = len(points) - points[::-1].index("after commit")
+    assert points[last - 2] == "before commit"
     with world.copy() as rig:
-        rig.run(*rig.words(line), signals={str(last): what}, status=0)
+        done = rig.run(*rig.words(line), signals={str(last + at): what for at, what in late.items()}, status=0)
+        assert "undo" not in done.err
         contents = {"v": rig.contents["image"] if "QCOW2" in line else Content(), "new": rig.contents["src"]}
         assert rig.check(**contents) == []
 

@@ -97,10 +97,13 @@ class Engine(Generic[E]):
                 task.execute(run)
                 db.probe(f"after {task.name}")
             pending.append((number, task.name, started, task.effects))
-        with self.store.write() as tx:
-            self._record(tx, run, pending)
-            run.save(tx, journal.DONE)
-            journal.finish(tx, run.id, pending)
+        with interrupt.closing():
+            with self.store.write() as tx:
+                self._record(tx, run, pending)
+                run.save(tx, journal.DONE)
+                journal.finish(tx, run.id, pending)
+            if run.next is None and not run.resumed:
+                interrupt.finished()
         self._told(run, pending)
 
     def _write_ahead(

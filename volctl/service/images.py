@@ -73,7 +73,7 @@ def _add_fetched(session: Session, state: ImageState, wanted: fetch.Wanted) -> I
     with fetch.image_of(session, wanted) as found:
         if found.name is None and state.name is not None:
             values: Json = {"name": state.name, "min_disk": state.min_disk, "properties": state.properties}
-            with session.store.write() as tx:
+            with session.rows() as tx:
                 check_free(tx, state.name)
                 images.change(tx, found.id, **values)
                 events.add(tx, "image.add", found.id, str(uuid.uuid4()), {"location": found.location})
@@ -150,7 +150,7 @@ def refresh(session: Session, ref: str) -> Image:
             present = images.internals(tx, found.id)["identity"]
         if image.identity != present:  # no longer what was unpacked or hashed
             values |= {"identity": image.identity, "sha256": image.sha256, "origin": None, "packed": None}
-    with session.store.write() as tx:
+    with session.rows() as tx:
         images.change(tx, found.id, status=Status.AVAILABLE, **values)
         events.add(tx, "image.refresh", found.id, str(uuid.uuid4()), {"location": found.location})
     image_cache.forget(session, before)

@@ -34,7 +34,7 @@ def set_(
     if type is not None and PER_VOLUME in limits:
         raise UsageError("--per-volume-gigabytes is not for a type", hint="use provisioning:max_vol_size of the type")
     suffix = f"_{type}" if type is not None else ""
-    with session.store.write() as tx:
+    with session.rows() as tx:
         if type is not None and types.find(tx, type) is None:
             raise NotFoundError(f"there is no volume type {type!r}")
         for name, limit in limits.items():

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from volctl import command, confine, files, interrupt
 from volctl.config import Config, Places, load, places
@@ -24,6 +25,9 @@ from volctl.flows.context import Backends, Context
 from volctl.flows.words import usage
 from volctl.model import Volume, check_name, format_size, now
 from volctl.records import record
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
 
 READ_SETTLE = 5.0  # seconds a command that only reads spends on what others left
 LOCK_TIMEOUT = 60.0
@@ -78,6 +82,15 @@ class Session:
         interrupt.listen()
         return self.locks.acquire(names, self.lock_timeout)
 
+    @contextmanager
+    def rows(self) -> Iterator[Connection]:
+        """A transaction that is all there is to do: with its commit that is done."""
+        interrupt.listen()
+        with interrupt.closing():
+            with self.store.write() as tx:
+                yield tx
+            interrupt.finished()
+
     def catch_up(self, limit: int | None = AT_ONCE) -> list[VolctlError]:
         """Let objects carry what their rows say since they were changed, where nobody works on them.
 
@@ -95,9 +108,13 @@ class Session:
         return list(failed.values())
 
     def changed(self) -> None:
-        """A row was changed that its object tells of."""
-        for error in self.catch_up():
-            self.watcher.warn(f"what the object carries is older for now: {error.message}")
+        """A row was changed that its object tells of; that is done, however this ends."""
+        try:
+            failed = self.catch_up()
+        except TimedOut as error:
+            failed = [error]
+        for late in failed:
+            self.watcher.warn(f"what the object carries is older for now: {late.message}")
 
     def _names(self, volume_id: str) -> Names:
         with self.store.read() as tx:

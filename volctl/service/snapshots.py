@@ -71,7 +71,7 @@ def update(
     """Set what is given."""
     more = words.properties(properties)
     values = words.own_words(name, description)
-    with session.store.write() as tx:
+    with session.rows() as tx:
         found = refs.snapshot(tx, session.project, ref)
         if name is not None and (other := snapshots.by_name(tx, found.project, name)) and other.id != found.id:
             raise ExistsError(f"there is a snapshot {name!r} already")

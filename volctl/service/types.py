@@ -15,7 +15,7 @@ def create(session: Session, name: str, specs: tuple[str, ...], description: str
     words.usage(check_name, name)
     found = words.properties(specs)
     check_specs(found)
-    with session.store.write() as tx:
+    with session.rows() as tx:
         if types.find(tx, name):
             raise ExistsError(f"there is a volume type {name!r} already", hint="volctl type set changes it")
         types.add(tx, name, found, words.description(description))
@@ -40,7 +40,7 @@ def set_(session: Session, name: str, specs: tuple[str, ...], description: str |
     more = words.properties(specs)
     found = show(session, name)
     check_specs(found.specs | more)
-    with session.store.write() as tx:
+    with session.rows() as tx:
         text = found.description if description is None else words.description(description)
         types.change(tx, name, specs=found.specs | more, description=text)
         about.outdate_type(tx, name)
@@ -53,7 +53,7 @@ def unset(session: Session, name: str, keys: tuple[str, ...]) -> VolumeType:
     found = show(session, name)
     left = {key: value for key, value in found.specs.items() if key not in keys}
     check_specs(left)
-    with session.store.write() as tx:
+    with session.rows() as tx:
         types.change(tx, name, specs=left)
         about.outdate_type(tx, name)
     session.changed()
@@ -63,7 +63,7 @@ def unset(session: Session, name: str, keys: tuple[str, ...]) -> VolumeType:
 def delete(session: Session, name: str) -> None:
     """`ConflictError` while a volume has it."""
     show(session, name)
-    with session.store.write() as tx:
+    with session.rows() as tx:
         if volumes.uses_type(tx, name):
             raise ConflictError(f"volume type {name!r} is in use", hint="volctl list --type shows by which volumes")
         types.remove(tx, name)

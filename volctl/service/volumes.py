@@ -114,7 +114,7 @@ def update(
     """Set what is given."""
     more = words.properties(properties)
     values = words.own_words(name, description)
-    with session.store.write() as tx:
+    with session.rows() as tx:
         volume = refs.volume(tx, session.project, ref)
         if name is not None and (other := volumes.by_name(tx, volume.project, name)) and other.id != volume.id:
             raise ExistsError(f"there is a volume {name!r} already", volume=other.id)
@@ -132,7 +132,7 @@ def _told(session: Session, volume_id: str) -> Volume:
 def unset(session: Session, ref: str, *, name: bool, description: bool, properties: tuple[str, ...]) -> Volume:
     """Take away what is named; what is not there is no error."""
     values = ({"name": None} if name else {}) | ({"description": None} if description else {})
-    with session.store.write() as tx:
+    with session.rows() as tx:
         volume = refs.volume(tx, session.project, ref)
         left = {key: value for key, value in volume.properties.items() if key not in properties}
         volumes.change(tx, volume.id, properties=left, undescribed=True, **values)
@@ -141,7 +141,7 @@ def unset(session: Session, ref: str, *, name: bool, description: bool, properti
 
 def protect(session: Session, ref: str, on: bool) -> Volume:
     """A protected volume is not deleted."""
-    with session.store.write() as tx:
+    with session.rows() as tx:
         volume = refs.volume(tx, session.project, ref)
         volumes.change(tx, volume.id, protected=on, undescribed=True)
     return _told(session, volume.id)
