@@ -41,9 +41,9 @@ PLANTS = (
     Plant(
         "a journal that is committed apart from the rows",
         "volctl/engine/run.py",
-        "            self._record(tx, run, pending)\n            run.save(tx, journal.DONE)\n",
-        "            self._record(tx, run, pending)\n        with self.store.write() as tx:\n"
-        "            run.save(tx, journal.DONE)\n",
+        "                self._record(tx, run, pending)\n                run.save(tx, journal.DONE)\n",
+        "                self._record(tx, run, pending)\n            with self.store.write() as tx:\n"
+        "                run.save(tx, journal.DONE)\n",
         "matrix",
         "fake",
     ),
