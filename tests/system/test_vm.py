@@ -17,6 +17,7 @@ VM = str(REPO / "scripts" / "vm")
 STRIDE = int(os.environ.get("VOLCTL_KILL_STRIDE", "9"))
 POPULATIONS = int(os.environ.get("VOLCTL_POPULATIONS", "2"))
 ROOT_SUITE_LIMIT = 3600 * max(1, 9 // STRIDE)  # seconds of a boot
+REPLAYS = int(os.environ.get("VOLCTL_REPLAYS", "10"))
 CHEAP = [] if STRIDE == 1 else ["-k", "not Raid1"]  # a mirror takes seconds to make there: they are in make test-lvm
 BOOTS = {
     "conformance": ["test_lvm.py"],
@@ -28,6 +29,7 @@ BOOTS = {
         "test_lvm_cache.py",
         "test_lvm_mend_kill.py",
     ],
+    "files": ["test_log_writes.py", "test_file_system_quota.py"],
     "pools": ["test_lvm_pool.py", "test_lvm_limits.py", "test_lvm_disks.py", "test_lvm_holders.py"],
     "qcow2": ["test_qcow2.py"],
     "rest": [],
@@ -61,7 +63,8 @@ def suite(boot: str) -> list[str]:
 def test_root_suite(boot: str, tmp_path: Path, record_property: Callable[[str, str], None]) -> None:
     """tests/root on real LVM, many tests a boot."""
     disks = [word for size in ("1G", "1G", "1G", "512M:4096") for word in ("--disk", size)]
-    passed = {"VOLCTL_TEST_ALL": int(EVERYTHING), "VOLCTL_KILL_STRIDE": STRIDE, "VOLCTL_POPULATIONS": POPULATIONS}
+    passed = {"VOLCTL_TEST_ALL": int(EVERYTHING), "VOLCTL_KILL_STRIDE": STRIDE}
+    passed |= {"VOLCTL_POPULATIONS": POPULATIONS, "VOLCTL_REPLAYS": REPLAYS}
     settings = [word for name, value in passed.items() for word in ("--env", f"{name}={value}")]
     pytest_ = ["python3", "-m", "pytest", "-p", "no:cacheprovider", "--color=no", "--durations=20", *suite(boot)]
     out = tmp_path / "out"

@@ -131,9 +131,17 @@ PARTS = (
         on_request=True,
     ),
     Part(
+        "replay",
+        "every write logged, replayed to a flush; quotas of the file system (in a virtual machine)",
+        suite("tests/system/test_vm.py", "-k", "root_suite and files", cases="VOLCTL_REPLAYS"),
+        ("loop",),
+        cases=100,
+        on_request=True,
+    ),
+    Part(
         "vm",
         "real LVM in a virtual machine: full pools, broken disks, holders, crowds (tests)",
-        suite("tests/system/test_vm.py", "-k", "root_suite and not kills"),
+        suite("tests/system/test_vm.py", "-k", "root_suite and not kills and not files"),
         ("lvm",),
         on_request=True,
     ),
