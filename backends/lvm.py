@@ -3,7 +3,6 @@
     [[backend]]
     name = "fast"
     kind = "lvm"
-    exact = True  # by the exit status of lvcreate(8)
     volume_group = "vg0"           # `volctl backend init fast` marks it as ours, and makes the pool
     provisioning = "auto"          # thin if the pool is there, else thick; or "thin", "thick"
     pool = "volctl"                # the thin pool
@@ -79,6 +78,12 @@ class Lvm(Backend):
     def _pool(self, group: VolumeGroup) -> LogicalVolume | None:
         """The thin pool that new volumes go to; None if they are thick."""
         return placement.pool_of(self._options, group)
+
+    def expect_survey(self) -> None:
+        self._vg.ask()
+
+    def close(self) -> None:
+        self._vg.forget()
 
     def check(self) -> list[Problem]:
         try:
@@ -218,10 +223,8 @@ class Lvm(Backend):
             return self._share(lv, snapshot.name, tags, lv.size)
         area = thick.cow_size(lv.size, self._options.snapshot_percentage, group.extent)
         pvs = placement.layout_of(self._options, group).pvs
-        return self._begin(
-            snapshot.name,
-            lambda: self._vg.change(lambda verbs: verbs.snapshot_thick(lv.name, snapshot.name, area, tags, pvs)),
-        )
+        make: Change = lambda verbs: verbs.snapshot_thick(lv.name, snapshot.name, area, tags, pvs)
+        return self._begin(snapshot.name, lambda: self._vg.change(make))
 
     def delete_snapshot(self, volume: Object, snapshot: Object) -> None:
         self._vg.remove(snapshot.name, self._vg.see(), self._options.clear)

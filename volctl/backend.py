@@ -207,6 +207,12 @@ class Backend(ABC):
         """Backends with equal keys share one free figure (the device of a file system)."""
         return self.pool()
 
+    def expect_survey(self) -> None:  # noqa: B027 - most are asked in no time
+        """`check` and `stats` are asked for soon: what they wait for may begin now. Never fails."""
+
+    def close(self) -> None:  # noqa: B027
+        """The command ends; what `expect_survey` began, and nobody asked for, is ended."""
+
     @abstractmethod
     def check(self) -> list[Problem]:
         """What keeps this pool from being used, cheap (no child process where it can be helped)."""

@@ -117,12 +117,14 @@ def start(
     pass_fds: Iterable[int] = (),
     limits: Limits | None = None,
     cage: Cage | None = None,
+    timeout: float | None = None,
+    grace: float = TERM_GRACE,
 ) -> Running:
     """The same beside what goes on here: its `result` must be asked for, or it be ended."""
     argv = _told(program, args)
     with _caged(argv, limits, cage) as (prefix, fds, prepare):
         child = _start([*prefix, *argv], {*pass_fds, *inherited, *fds}, None, prepare)
-    return Running(child, program, tuple(ok), None, TERM_GRACE, wrapped=bool(prefix))
+    return Running(child, program, tuple(ok), timeout, grace, wrapped=bool(prefix))
 
 
 def _told(program: str, args: Iterable[str | int]) -> list[str]:

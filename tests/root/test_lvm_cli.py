@@ -123,3 +123,14 @@ def test_a_lost_group_is_said(warm: Volctl, provisioning: str) -> None:
     subprocess.run(["vgimport", GROUP], check=True)
     (warm.state / "volctl.db").rename(warm.home / "away")
     assert warm("list", status=11).err.count("fast") >= 1
+
+
+def test_the_group_is_asked_while_the_request_is_checked(warm: Volctl, provisioning: str) -> None:
+    """Once, before there is a row; and nothing is left of the question where it is not wanted in the end."""
+    configure(warm, provisioning)
+    told = warm("create", "v", "--size", "8M", "--verbose").err.splitlines()
+    (asked,) = (number for number, line in enumerate(told) if line.startswith("+ lvm fullreport"))
+    assert asked < told.index("volume_create_api: QuotaReserveTask done")
+    warm("quota", "set", "--volumes", "1")
+    warm("create", "w", "--size", "8M", status=6)
+    assert subprocess.run(["pgrep", "-x", "lvm"], check=False, stdout=subprocess.DEVNULL).returncode == 1

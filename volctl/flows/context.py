@@ -64,6 +64,16 @@ class Backends:
         check_pools([backend for _, backend in made])
         return made
 
+    def expect_survey(self) -> None:
+        """All will be looked at soon; those that take long to ask are asked now, side by side."""
+        for config, backend in self.all():
+            if config.enabled:
+                backend.expect_survey()
+
+    def close(self) -> None:
+        for backend in self._made.values():
+            backend.close()
+
     def refuse_claimed(self, name: str, database: Path) -> None:
         """`DatabaseError` if this backend holds objects of a database that is not there."""
         if owner := self.owner(name):
@@ -180,6 +190,7 @@ class Context:
         return Quota(project, self.config.quota, not self.config.no_snapshot_gb_quota)
 
     def close(self) -> None:
+        self.backends.close()
         for download in self.downloads.values():
             download.close()
         for image in self._images.values():

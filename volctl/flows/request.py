@@ -66,6 +66,7 @@ def resolve(env: Context, state: CreateState, ahead: Ahead | None = None) -> Non
     request = CreateRequest(**state.request)
     _own_words(env, state, request)
     pools.check(env)
+    env.backends.expect_survey()
     with env.store.read() as tx:
         _check_name(tx, state)
         volume, wanted, least = _source(tx, state)

@@ -32,8 +32,12 @@ from volctl.records import record
 LOOK, CHANGE = 60.0, 120.0  # seconds that a report and a change may take
 GRACE = 5.0
 TRIES = 3
+ANY = range(-64, 256)  # what a status means is told from the words
 CRASHED = (139, -11, 135, -7)  # ended by SIGSEGV or SIGBUS, under a shell and without
 _PASSING = re.compile(r"udev.*(fail|time)|cookie|semid|not found: device not cleared", re.IGNORECASE)
+
+
+REPORT = ("fullreport", *ARGUMENTS)
 
 
 class AbsentError(BackendError):
@@ -80,10 +84,15 @@ class Group:
     name: str
     locks: Collection[int] = field(default=())
 
-    def report(self) -> VolumeGroup:
-        """The group as it is now; `BackendError` if it is not there."""
+    def ask(self) -> command.Running:
+        """Begin a report, which `report` waits for."""
+        _refuse_others()
+        return command.start("lvm", *REPORT, self.name, ok=ANY, timeout=LOOK, grace=GRACE)
+
+    def report(self, asked: command.Running | None = None) -> VolumeGroup:
+        """The group as it is now, or was when it was `asked`; `BackendError` if it is not there."""
         try:
-            out = self._run("fullreport", *ARGUMENTS, self.name, timeout=LOOK, changes=False).out
+            out = self._run(*REPORT, self.name, timeout=LOOK, changes=False, begun=asked).out
         except BackendError as error:
             if "not found" not in error.details.get("stderr", ""):
                 raise
@@ -179,21 +188,26 @@ class Group:
     def _create(self, name: str, tags: Collection[str], *args: str, pvs: Sequence[str] = ()) -> None:
         self._run("lvcreate", "-y", "-ky", "-n", name, *args, *_tags(tags), self.name, *pvs)
 
-    def _run(self, verb: str, *args: str, timeout: float = CHANGE, changes: bool = True) -> command.Result:
-        """What `changes` nothing may outlive us without our locks, and needs no shell to hold them."""
-        if os.geteuid() != 0:
-            raise AccessError("LVM works for root only", hint="sudo volctl …")
+    def _run(
+        self,
+        verb: str,
+        *args: str,
+        timeout: float = CHANGE,
+        changes: bool = True,
+        begun: command.Running | None = None,
+    ) -> command.Result:
+        """What `changes` nothing may outlive us without our locks, and needs no shell to hold them.
+
+        `begun` is the first attempt.
+        """
+        _refuse_others()
         for attempt in range(TRIES):
-            result = command.run(
-                "lvm",
-                verb,
-                *args,
-                ok=range(-64, 256),
-                pass_fds=self.locks,
-                keep_locks=changes,
-                timeout=timeout,
-                grace=GRACE,
-            )
+            if begun is not None and attempt == 0:
+                result = begun.result()
+            else:
+                result = command.run(
+                    "lvm", verb, *args, ok=ANY, pass_fds=self.locks, keep_locks=changes, timeout=timeout, grace=GRACE
+                )
             passing = result.status in CRASHED or (result.status and _PASSING.search(result.err))
             if not passing or attempt + 1 == TRIES:
                 break
@@ -201,6 +215,11 @@ class Group:
         if result.status or "device-mapper driver" in result.err:
             raise failure(f"{verb} in volume group {self.name}", result)
         return result
+
+
+def _refuse_others() -> None:
+    if os.geteuid() != 0:
+        raise AccessError("LVM works for root only", hint="sudo volctl …")
 
 
 def _tags(tags: Collection[str], option: str = "--addtag") -> list[str]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from volctl import udev
+from volctl.command import Running
 from volctl.errors import BackendError, InUseError, VolctlError
 from volctl.lvm import about, blocks
 from volctl.lvm.commands import Group
@@ -39,6 +40,7 @@ class Session:
     backend: str
     database: str
     _seen: tuple[float, VolumeGroup] | None = field(default=None, init=False)
+    _asked: tuple[float, Running] | None = field(default=None, init=False)
     _disks: tuple[str, ...] = field(default=(), init=False)
 
     @property
@@ -57,10 +59,25 @@ class Session:
         if not fresh and self._seen and time.monotonic() - self._seen[0] < FRESH:
             return self._seen[1]
         self._seen = None
-        group = Group(self.name).report()
+        if self._asked and time.monotonic() - self._asked[0] > FRESH:
+            self.forget()
+        asked, self._asked = self._asked, None
+        group = Group(self.name).report(asked[1] if asked else None)
         self._seen = time.monotonic(), group
         self._disks = tuple(pv.name for pv in group.pvs if pv.name.startswith("/"))
         return group
+
+    def ask(self) -> None:
+        """Begin to look, for a `look` that is to come in less than `FRESH` seconds."""
+        self.forget()
+        with suppress(VolctlError):
+            self._asked = time.monotonic(), Group(self.name).ask()
+
+    def forget(self) -> None:
+        """What `ask` began is not wanted."""
+        if self._asked:
+            self._asked[1].end()
+        self._asked = None
 
     def see(self, *, fresh: bool = True) -> VolumeGroup:
         """The group, if it is whole and ours; else `BackendError`."""
