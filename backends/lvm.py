@@ -32,7 +32,7 @@ from typing import Any, TypeVar
 from volctl import udev
 from volctl.adoption import Adoption
 from volctl.backend import Attached, Backend, Capabilities, Info, Listing, Problem, Progress, Setup, Stats, Target
-from volctl.errors import BackendError, ExistsError, NoSpaceError, VolctlError
+from volctl.errors import BackendError, ExistsError, Failure, NoSpaceError, VolctlError
 from volctl.lvm import about, blocks, devices, look, placement, prepare, thick
 from volctl.lvm.adopt import LvAdoption
 from volctl.lvm.commands import Group
@@ -59,7 +59,7 @@ class Lvm(Backend):
         try:
             group = self._vg.see(fresh=False)
             thin = self._pool(group) is not None
-        except VolctlError:
+        except Failure:
             return Capabilities(block_device=True, extra=extra)
         return Capabilities(
             thin=thin,
@@ -91,7 +91,7 @@ class Lvm(Backend):
             if trouble := self._vg.trouble(group):
                 raise trouble
             return placement.problems(self._options, group)
-        except VolctlError as error:
+        except Failure as error:
             return [Problem(error.message, error.hint)]
 
     def details(self) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class Lvm(Backend):
         return [f"would {step.todo} {step.what}" if dry_run else f"{step.done} {step.what}" for step in steps]
 
     def claimed(self) -> str | None:
-        with suppress(VolctlError):
+        with suppress(Failure):
             group = self._vg.look()
             if any("volctl" in lv.tags and "volctl-pool" not in lv.tags for lv in group.lvs):
                 return owner(group)
@@ -151,7 +151,7 @@ class Lvm(Backend):
             yield
         except (BackendError, NoSpaceError) as error:
             found: VolctlError = error
-            with suppress(VolctlError):
+            with suppress(Failure):
                 found = placement.explained(self._options, self._vg.look(), error)
             raise found from None
 

@@ -1,31 +1,32 @@
 """The errors of volctl, and the exit codes of the command.
 
     VolctlError                     exit  code
-    ├── InternalError                  1  internal
-    ├── UsageError                     2  usage
-    │   └── ConfigError                2  config
-    ├── PartialError                   3  partial
-    ├── NotFoundError                  4  not_found
-    ├── AmbiguousError                 4  ambiguous
-    ├── ConflictError                  5  conflict
-    │   ├── ExistsError                5  exists
-    │   ├── InUseError                 5  in_use
-    │   └── ProtectedError             5  protected
-    ├── QuotaError                     6  quota
-    ├── NoBackendError                 6  no_backend
-    ├── NoSpaceError                   6  no_space
-    ├── ImageError                     7  image_format
-    │   ├── ImageUnsafeError           7  image_unsafe
-    │   ├── ImageCorruptError          7  image_corrupt
-    │   ├── ImageTooBigError           7  image_too_big
-    │   ├── ChecksumError              7  checksum
-    │   └── SignatureError             7  signature
-    ├── BackendError                   8  backend
-    ├── AccessError                    9  permission
-    ├── MissingError                   9  missing
-    ├── LockedError                   10  locked
-    ├── DatabaseError                 11  db
-    ├── DriftError                    12  drift
+    ├── Failure                                what whoever can do without it may catch
+    │   ├── InternalError              1  internal
+    │   ├── UsageError                 2  usage
+    │   │   └── ConfigError            2  config
+    │   ├── PartialError               3  partial
+    │   ├── NotFoundError              4  not_found
+    │   ├── AmbiguousError             4  ambiguous
+    │   ├── ConflictError              5  conflict
+    │   │   ├── ExistsError            5  exists
+    │   │   ├── InUseError             5  in_use
+    │   │   └── ProtectedError         5  protected
+    │   ├── QuotaError                 6  quota
+    │   ├── NoBackendError             6  no_backend
+    │   ├── NoSpaceError               6  no_space
+    │   ├── ImageError                 7  image_format
+    │   │   ├── ImageUnsafeError       7  image_unsafe
+    │   │   ├── ImageCorruptError      7  image_corrupt
+    │   │   ├── ImageTooBigError       7  image_too_big
+    │   │   ├── ChecksumError          7  checksum
+    │   │   └── SignatureError         7  signature
+    │   ├── BackendError               8  backend
+    │   ├── AccessError                9  permission
+    │   ├── MissingError               9  missing
+    │   ├── LockedError               10  locked
+    │   ├── DatabaseError             11  db
+    │   └── DriftError                12  drift
     ├── TimedOut                124  timeout
     └── Cancelled            128+n  cancelled
 
@@ -64,11 +65,15 @@ class VolctlError(Exception):
         self.details = details or {}
 
 
-class InternalError(VolctlError):
+class Failure(VolctlError):
+    """Something went wrong, and whoever can do without may go on. A signal or the deadline is not for that."""
+
+
+class InternalError(Failure):
     pass
 
 
-class UsageError(VolctlError):
+class UsageError(Failure):
     code, exit = "usage", 2
 
 
@@ -76,21 +81,21 @@ class ConfigError(UsageError):
     code = "config"
 
 
-class PartialError(VolctlError):
+class PartialError(Failure):
     """Some of several objects failed; each failure was told as it happened."""
 
     code, exit = "partial", 3
 
 
-class NotFoundError(VolctlError):
+class NotFoundError(Failure):
     code, exit = "not_found", 4
 
 
-class AmbiguousError(VolctlError):
+class AmbiguousError(Failure):
     code, exit = "ambiguous", 4
 
 
-class ConflictError(VolctlError):
+class ConflictError(Failure):
     code, exit = "conflict", 5
 
 
@@ -106,19 +111,19 @@ class ProtectedError(ConflictError):
     code = "protected"
 
 
-class QuotaError(VolctlError):
+class QuotaError(Failure):
     code, exit = "quota", 6
 
 
-class NoBackendError(VolctlError):
+class NoBackendError(Failure):
     code, exit = "no_backend", 6
 
 
-class NoSpaceError(VolctlError):
+class NoSpaceError(Failure):
     code, exit, retryable = "no_space", 6, True
 
 
-class ImageError(VolctlError):
+class ImageError(Failure):
     """The image's format is not what was declared, or none that volctl takes."""
 
     code, exit = "image_format", 7
@@ -144,29 +149,29 @@ class SignatureError(ImageError):
     code = "signature"
 
 
-class BackendError(VolctlError):
+class BackendError(Failure):
     code, exit, retryable = "backend", 8, True
 
 
-class AccessError(VolctlError):
+class AccessError(Failure):
     code, exit, retryable = "permission", 9, True
 
 
-class MissingError(VolctlError):
+class MissingError(Failure):
     """A program or a kernel feature is missing; the hint names the package."""
 
     code, exit, retryable = "missing", 9, True
 
 
-class LockedError(VolctlError):
+class LockedError(Failure):
     code, exit = "locked", 10
 
 
-class DatabaseError(VolctlError):
+class DatabaseError(Failure):
     code, exit = "db", 11
 
 
-class DriftError(VolctlError):
+class DriftError(Failure):
     code, exit = "drift", 12
 
 

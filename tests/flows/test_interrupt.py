@@ -166,6 +166,21 @@ def test_what_must_be_completed_is_completed_by_the_next_command(rig: Rig, what:
     assert rig.there("src")["size"] == (5 if "extend" in argv else 2) * MiB
 
 
+@pytest.mark.parametrize("line", ["extend src 5M", "create v --size 1M"])
+def test_a_signal_is_no_failure_of_a_backend(rig: Rig, line: str) -> None:
+    """A survey goes on without a backend that fails, but not after a signal."""
+    rig.order("a", stats={"pause": 60})
+    calls = rig.pools["a"] / "calls"
+    before = calls.read_text()
+    pid = rig.start(*line.split())
+    wait_for(lambda: "stats" in calls.read_text()[len(before) :])
+    os.kill(pid, signal.SIGINT)
+    ended = rig.join(pid)
+    assert ended.status == 130 and "cancelled" in ended.err
+    rig.order("a")
+    assert rig.check() == []
+
+
 def test_a_signal_before_storage_was_touched_leaves_all_as_it_was(rig: Rig) -> None:
     rig.order("a", holders={"pause": 60})
     pid = rig.start("delete", "bystander", "-y")

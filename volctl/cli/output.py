@@ -17,7 +17,7 @@ from volctl.cli import stderr, stdout
 from volctl.cli.human import Row, cell
 from volctl.cli.options import Common, common, nearest
 from volctl.cli.text import escape
-from volctl.errors import INTERRUPTIONS, PartialError, UsageError, VolctlError
+from volctl.errors import Failure, PartialError, UsageError
 from volctl.records import record
 
 T = TypeVar("T")
@@ -115,9 +115,7 @@ def _plain_row(value: Any) -> Row:
 def _attempt(key: str, act: Callable[[str], T], done: list[T], failed: list[Row]) -> None:
     try:
         done.append(act(key))
-    except INTERRUPTIONS:
-        raise
-    except VolctlError as error:
+    except Failure as error:
         stderr.tell(error)
         failed.append({"ref": key} | stderr.plain(error))
 

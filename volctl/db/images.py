@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, delete, insert, select, update
 
 from volctl.db.tables import images
+from volctl.errors import NotFoundError
 from volctl.model import Image, Json
 
 _INTERNAL = {"identity", "owned", "mark", "packed", "used_at"}
@@ -28,16 +29,23 @@ def find(tx: Connection, image_id: str) -> Image | None:
 
 
 def internals(tx: Connection, image_id: str) -> Json:
-    """`identity` of the file as it was checked, whether it is our own copy (`owned`), what had `packed` it."""
-    columns = (images.c.identity, images.c.owned, images.c.packed)
-    return dict(tx.execute(select(*columns).where(images.c.id == image_id)).mappings().one())
+    """`identity` of the file as it was checked, whether it is our own copy (`owned`), what had `packed` it.
+
+    `NotFoundError` if it is gone.
+    """
+    return _some(tx, image_id, "identity", "owned", "packed")
 
 
 def content(tx: Connection, image_id: str) -> Json:
     """What a row says of the file that was fetched: format, sizes, checksum, the server's mark, what had packed it."""
-    names = ("format", "size", "virtual_size", "sha256", "mark", "packed", "used_at")
+    return _some(tx, image_id, "format", "size", "virtual_size", "sha256", "mark", "packed", "used_at")
+
+
+def _some(tx: Connection, image_id: str, *names: str) -> Json:
     query = select(*(images.c[name] for name in names)).where(images.c.id == image_id)
-    return dict(tx.execute(query).mappings().one())
+    if (row := tx.execute(query).mappings().one_or_none()) is None:
+        raise NotFoundError(f"image {image_id} is gone")
+    return dict(row)
 
 
 def by_name(tx: Connection, name: str) -> Image | None:

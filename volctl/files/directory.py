@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from volctl import interrupt
-from volctl.errors import AccessError, BackendError, ConfigError, ConflictError, VolctlError, of_os
+from volctl.errors import AccessError, BackendError, ConfigError, ConflictError, Failure, VolctlError, of_os
 from volctl.model import Object
 from volctl.records import record
 
@@ -141,13 +141,13 @@ class Directory:
                     return unmarked
                 if not os.access(self.path, os.W_OK | os.X_OK, effective_ids=True):
                     return AccessError(f"{self.path} of backend {self.backend} is not writable for this user")
-        except VolctlError as error:
+        except Failure as error:
             return error
         return None
 
     def claimed(self) -> str | None:
         """The database whose marker is here beside objects; None if there is no such thing."""
-        with suppress(OSError, VolctlError), self._entered() as at:
+        with suppress(OSError, Failure), self._entered() as at:
             return (_owner(at) or None) if _objects(at) else None
         return None
 

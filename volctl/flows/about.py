@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from volctl.db import about
-from volctl.errors import INTERRUPTIONS, VolctlError
+from volctl.errors import Failure, VolctlError
 from volctl.flows.context import Context
 from volctl.model import Object
 
@@ -30,9 +30,7 @@ def catch_up(env: Context, target: Object, backend: str | None) -> VolctlError |
         where = env.backends.get(backend) if told.about is not None and backend is not None else None
         if where is not None and where.inspect(target) is not None:
             where.describe(told)
-    except INTERRUPTIONS:
-        raise
-    except VolctlError as error:
+    except Failure as error:
         return error
     with env.store.write() as tx:
         about.caught_up(tx, told)

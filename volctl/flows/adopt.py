@@ -63,8 +63,7 @@ class CheckAdoptTask(AdoptTask):
     def gather(self, run: AdoptRun) -> None:
         state, env = run.state, run.env
         with env.store.read() as tx:
-            if state.name is not None and (other := volumes.by_name(tx, state.project, state.name)):
-                raise ExistsError(f"there is a volume {state.name!r} already", volume=other.id)
+            _refuse_name(tx, state)
             _refuse_ours(tx, os.path.basename(state.source))
         found = adoption(env, state.backend).look(state.source)
         with env.store.read() as tx:
@@ -78,6 +77,7 @@ class CheckAdoptTask(AdoptTask):
         quota = run.env.quota(state.project)
         quota.check_size(tx, state.size)
         quota.check(tx, Usage(volumes=1, gigabytes=state.size), None)
+        _refuse_name(tx, state)
         volumes.insert_row(tx, _as_row(run))
         events.add(tx, "volume.status", state.volume_id, run.request, {"from": None, "to": Status.CREATING})
 
@@ -121,9 +121,10 @@ class CheckReleaseTask(AdoptTask):
             raise ConflictError(
                 f"volume {volume.label} has snapshots: {names}", hint="delete them first", volume=volume.id
             )
-        backend = env.backends.get(volume.backend)
-        if backend.inspect(state.object) is None:
-            raise ConflictError(f"volume {volume.label} has nothing on backend {backend.name}", volume=volume.id)
+        backend = env.backends.get(volume.backend) if volume.backend is not None else None
+        if backend is None or backend.inspect(state.object) is None:
+            where = f"backend {backend.name}" if backend else "any backend"
+            raise ConflictError(f"volume {volume.label} has nothing on {where}", volume=volume.id)
         check_holders(env, volume)
         state.backend, state.status, state.name = backend.name, volume.status, volume.name
         state.thing = adoption(env, state.backend).free(volume.name or f"released-{volume.id}")
@@ -164,6 +165,11 @@ def adoption(env: Context, backend: str) -> Adoption:
     if found is None:
         raise MissingError(f"backend {backend} can neither adopt nor release")
     return found
+
+
+def _refuse_name(tx: Connection, state: AdoptState) -> None:
+    if state.name is not None and (other := volumes.by_name(tx, state.project, state.name)):
+        raise ExistsError(f"there is a volume {state.name!r} already", volume=other.id)
 
 
 def _refuse_ours(tx: Connection, name: str) -> None:

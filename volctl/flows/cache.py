@@ -22,7 +22,7 @@ from volctl.db.image_cache import AVAILABLE, FILLING, CachedImage
 from volctl.engine import journal
 from volctl.engine.locks import EXCLUSIVE, SHARED
 from volctl.engine.run import Engine
-from volctl.errors import INTERRUPTIONS, BackendError, ConflictError, ImageError, NoSpaceError, VolctlError
+from volctl.errors import BackendError, ConflictError, Failure, ImageError, NoSpaceError
 from volctl.flows import pools
 from volctl.flows.context import Context
 from volctl.flows.image_cache import EvictState, FillState, excess
@@ -58,9 +58,9 @@ def clone(run: CreateRun, backend: Backend, image: CheckedImage) -> bool:
         for _ in range(TRIES):
             if _clone(run, backend) or not _filled(run, backend, image, size):
                 break
-    except (*INTERRUPTIONS, ImageError):
+    except ImageError:
         raise
-    except VolctlError as error:
+    except Failure as error:
         env.warn(f"the image cache of backend {backend.name} could not be used: {error.message}")
         if isinstance(error, NoSpaceError):
             free(run.engine, backend.name)
@@ -73,9 +73,9 @@ def _clone(run: CreateRun, backend: Backend) -> bool:
         return False
     try:
         return _clone_from(run, backend, entry)
-    except (*INTERRUPTIONS, NoSpaceError):
+    except NoSpaceError:
         raise
-    except VolctlError:
+    except Failure:
         evict(run.engine, entry)
         raise
 
@@ -188,9 +188,7 @@ def evict(engine: Engine[Context], entry: CachedImage) -> bool:
     """Delete an entry that nobody uses now. False if it is in use, or could not be deleted."""
     try:
         return delete(engine, entry)
-    except INTERRUPTIONS:
-        raise
-    except VolctlError as error:
+    except Failure as error:
         engine.warn(f"cached image {entry.id} could not be deleted: {error.message}")
         return False
 

@@ -9,7 +9,7 @@ from volctl.backend import NEARLY_FULL, Capabilities, Problem, Stats
 from volctl.config import BackendConfig
 from volctl.db import image_cache, volumes
 from volctl.db.image_cache import CachedImage
-from volctl.errors import BackendError, NoBackendError, NoSpaceError, VolctlError
+from volctl.errors import BackendError, Failure, NoBackendError, NoSpaceError, VolctlError
 from volctl.flows.context import Context
 from volctl.flows.create import CreateState
 from volctl.model import Explanation, format_size, to_json
@@ -78,7 +78,7 @@ def _look(env: Context, config: BackendConfig) -> Seen:
     stats = None
     try:
         stats = backend.stats() if usable else None
-    except VolctlError as error:
+    except Failure as error:
         problems += (Problem(error.message, error.hint),)
     capabilities = backend.capabilities if usable else Capabilities()
     keys = (backend.pool(), backend.free_space_key() if usable else backend.pool())

@@ -17,7 +17,7 @@ from typing import Literal, cast
 
 from volctl import udev
 from volctl.command import Running
-from volctl.errors import BackendError, InUseError, VolctlError
+from volctl.errors import BackendError, Failure, InUseError, VolctlError
 from volctl.lvm import about, blocks
 from volctl.lvm.commands import Group
 from volctl.lvm.locking import locked
@@ -70,7 +70,7 @@ class Session:
     def ask(self) -> None:
         """Begin to look, for a `look` that is to come in less than `FRESH` seconds."""
         self.forget()
-        with suppress(VolctlError):
+        with suppress(Failure):
             self._asked = time.monotonic(), Group(self.name).ask()
 
     def forget(self) -> None:

@@ -26,6 +26,8 @@ def attach(session: Session, ref: str, *, read_only: bool = False, sector_size: 
         volume = find(session, volume.id)
         if _is_so(volume, read_only, sector_size):
             return volume
+        if volume.backend is None:  # it has failed, or is not placed yet
+            raise ConflictError(f"volume {volume.label} is {volume.status}, not available", volume=volume.id)
         _check_rights(session, [session.env.backends.get(volume.backend)], f"attach {_named(session, volume)}")
         state = AttachState(volume.id, read_only, sector_size)
         session.engine.start("volume_attach", state, object_id=volume.id, locks=locks)

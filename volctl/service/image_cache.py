@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from volctl.db import image_cache, images
 from volctl.db.image_cache import AVAILABLE, ERROR, CachedImage
-from volctl.errors import INTERRUPTIONS, VolctlError
+from volctl.errors import Failure
 from volctl.flows import cache
 from volctl.images import content, store
 from volctl.model import GiB, Json
@@ -46,9 +46,7 @@ def prune(
             try:
                 if cache.delete(session.engine, entry):
                     removed.append(entry)
-            except INTERRUPTIONS:
-                raise
-            except VolctlError as error:
+            except Failure as error:
                 session.watcher.warn(f"cached image {entry.id}: {error.message}")
                 failed.append(entry)
     return removed, failed

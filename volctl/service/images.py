@@ -201,9 +201,9 @@ def _file(target: str) -> str:
 def delete(session: Session, ref: str) -> None:
     """Forget an image; our own copy goes, a file in place stays."""
     found = show(session, ref)
-    with session.store.read() as tx:
-        had = images.internals(tx, found.id)
-    state = ImageDeleteState(found.id, had["owned"])
     with session.locked({found.id: EXCLUSIVE}) as locks:
+        with session.store.read() as tx:
+            had = images.internals(tx, found.id)
+        state = ImageDeleteState(found.id, had["owned"])
         session.engine.start("image_delete", state, object_id=found.id, locks=locks)
     image_cache.forget(session, had["identity"])

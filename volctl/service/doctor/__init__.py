@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 from volctl.db import volumes
 from volctl.db.store import check_integrity
 from volctl.engine.locks import EXCLUSIVE, LockSet, Names
-from volctl.errors import INTERRUPTIONS, VolctlError
+from volctl.errors import Failure
 from volctl.service.doctor.difference import Difference
 from volctl.service.doctor.finding import Finding
 from volctl.service.doctor.rebuild import plan as rebuild_plan
@@ -50,9 +50,7 @@ def repair(session: Session, agreed: Callable[[Finding], bool], *, others: bool 
 def _repaired(session: Session, suspect: Difference, locks: LockSet) -> Finding:
     try:
         suspect.repair(session, locks)
-    except INTERRUPTIONS:
-        raise
-    except VolctlError as error:
+    except Failure as error:
         suspect.problem += f"; not put right: {error.message}"
         return _finding(suspect)
     return _finding(suspect, fixed=True)

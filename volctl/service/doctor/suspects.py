@@ -14,7 +14,7 @@ from volctl.db.image_cache import CachedImage
 from volctl.db.store import leftovers, remove_files
 from volctl.engine import journal
 from volctl.engine.locks import EXCLUSIVE
-from volctl.errors import INTERRUPTIONS, VolctlError
+from volctl.errors import Failure
 from volctl.model import Image, Object, Snapshot, Status, Volume, is_uuid
 from volctl.service.doctor import objects, rows
 from volctl.service.doctor.difference import HOLDING, RESTING, Difference
@@ -87,9 +87,7 @@ def _list_backends(session: Session, listings: dict[str, Listing]) -> Iterator[D
             problem = next((str(problem) for problem in backend.check() if problem.fatal), None)
             if problem is None or config.enabled:
                 listings[config.name] = backend.listing()
-        except INTERRUPTIONS:
-            raise
-        except VolctlError as error:
+        except Failure as error:
             if config.enabled:
                 problem = str(Problem(error.message, error.hint))
                 yield rows.BackendUnusable(config.name, backend=config.name, problem=problem, fix=None)

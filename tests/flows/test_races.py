@@ -1,0 +1,33 @@
+"""Commands that meet: one wins, the others are told why."""
+
+from __future__ import annotations
+
+from tests.engine.crash import MiB, Rig, noise
+
+CROWD = 8
+
+
+def all_at_once(rig: Rig, *lines: str) -> list[int]:
+    """The exit statuses."""
+    pids = [rig.start(*line.split()) for line in lines]
+    return sorted(rig.join(pid).status for pid in pids)
+
+
+def test_of_adoptions_to_one_name_one_succeeds(rig: Rig) -> None:
+    files = [noise(rig.pools["a"] / f"stray{number}", MiB, number).source for number in range(CROWD)]
+    assert all_at_once(rig, *(f"adopt a {file} v" for file in files)) == [0] + (CROWD - 1) * [5]
+    assert rig.there("v")["status"] == "available"
+
+
+def test_of_deletions_of_an_image_one_finds_it(rig: Rig) -> None:
+    for _ in range(5):
+        rig.run(*rig.words("image add i RAW --copy"), status=0)
+        assert all_at_once(rig, *["image delete i -y"] * CROWD) == [0] + (CROWD - 1) * [4]
+
+
+def test_what_was_never_placed_is_neither_attached_nor_released(rig: Rig) -> None:
+    rig.run("create", "v", "--size", "900T", status=6)
+    assert rig.there("v")["backend"] is None
+    for verb in ("attach", "release"):
+        ended = rig.run(verb, "v", status=5)
+        assert "backend None" not in ended.err
