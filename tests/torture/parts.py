@@ -113,7 +113,13 @@ PARTS = (
     Part("creates", "concurrent creates, clones, deletes (tests)", suite("tests/cli/test_concurrency.py"), ("loop",)),
     Part("images", "hostile images and mutated headers (tests)", suite(*HOSTILE), ("any",)),
     Part("fetch", "servers that misbehave (tests)", suite("tests/flows/test_fetch_table.py"), ("any",)),
-    Part("rebuild", "a lost database made again (tests)", suite("tests/cli/test_rebuild.py"), ("any",)),
+    Part(
+        "rebuild",
+        "a lost database made again, of random populations",
+        suite("tests/cli/test_rebuild.py", "-k", "random_populations", cases="VOLCTL_POPULATIONS"),
+        ("any",),
+        cases=100,
+    ),
     Part("planted", "mistakes planted on purpose", planted.run, ("any",), on_request=True),
     Part(
         "powercuts",
