@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import signal
 import sys
 import time
 
@@ -19,6 +20,7 @@ BACKENDS = sorted({kind for part in PARTS for kind in part.backends})
 
 
 def main() -> int:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would volctl
     wanted = arguments()
     chosen = [(part, kind) for part in PARTS for kind in part.backends if _is_chosen(wanted, part, kind)]
     budget = Budget(wanted.seed, wanted.minutes * 60, stop_at_first=wanted.first)
