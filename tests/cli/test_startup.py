@@ -66,6 +66,18 @@ def test_version_does_not_need_the_parser() -> None:
     assert done.stdout.splitlines()[1] == "False"
 
 
+def test_a_blank_volume_loads_nothing_of_images(tmp_path: Path) -> None:
+    script = """
+import sys
+from volctl.cli import main
+assert main(["create", "--size", "1M"]) == 0
+print(*sorted(name for name in sys.modules if name.startswith("volctl.images.") or name == "volctl.flows.cache"))
+"""
+    argv = [sys.executable, "-c", script]
+    done = subprocess.run(argv, env=environment(tmp_path), capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] in ("", "volctl.images.content"), "one function, for the key of the cache"
+
+
 def test_runs_as_a_module_from_anywhere(tmp_path: Path) -> None:
     root = str(Path(__file__).resolve().parents[2])
     done = subprocess.run(

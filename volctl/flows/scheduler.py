@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from volctl.db import types, volumes
+from volctl.db import image_cache, types, volumes
 from volctl.db.quotas import Usage
 from volctl.engine.task import Flow
 from volctl.errors import ConflictError
-from volctl.flows import cache, pools
+from volctl.flows import pools
 from volctl.flows.create import IN_FLIGHT, CreateRun, CreateState, CreateTask, fail_volume
 from volctl.model import round_up, to_json
 
@@ -37,7 +37,14 @@ class ScheduleCreateVolumeTask(CreateTask):
     """Filters and weighs; writes the backend and the whole explanation to the volume; casts the manager."""
 
     def gather(self, run: CreateRun) -> None:
-        run.found = cache.survey(run)
+        with run.env.store.read() as tx:
+            cached = bool(image_cache.sizes_by_backend(tx))
+        if cached:
+            from volctl.flows import cache
+
+            run.found = cache.survey(run)
+        else:
+            run.found = pools.survey(run.env)
 
     def record(self, tx: Connection, run: CreateRun) -> None:
         state = run.state

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from volctl.backend import Backend
 from volctl.errors import BackendError, NoSpaceError, NotFoundError
-from volctl.flows import cache
 from volctl.flows.context import Context
 from volctl.flows.create import CreateRun, CreateState
 from volctl.model import Object, SourceKind
@@ -19,6 +18,8 @@ def fill(run: CreateRun) -> None:
     try:
         _fill(run)
     except NoSpaceError:
+        from volctl.flows import cache
+
         if not cache.free(run.engine, run.state.backend):
             raise
         _fill(run)
@@ -63,6 +64,8 @@ def _from_object(env: Context, state: CreateState, backend: Backend) -> None:
 
 def _from_image(run: CreateRun, backend: Backend) -> None:
     """The first that works: clone the image in place, clone it from the cache, copy it."""
+    from volctl.flows import cache
+
     env, state = run.env, run.state
     assert state.image is not None
     image = env.image(**state.image, cached=True)
