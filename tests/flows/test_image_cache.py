@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import uuid
 from pathlib import Path
 from typing import Any
@@ -424,3 +425,19 @@ def test_the_checksum_of_a_packed_image_is_not_that_of_the_file_which_is_kept(ca
     caching.run("create", "x", "--from-image", kept, status=0)
     assert len(caching.cached()) == 1
     assert check(caching, "v", "x") == []
+
+
+def test_a_signal_while_the_cache_lets_go_is_no_failure_of_the_deletion(caching: Rig) -> None:
+    """The image is gone by then; what is cached of it goes with the next prune."""
+    caching.run(*caching.words("image add i QCOW2 --copy"), status=0)
+    caching.run("create", "v", "--from-image", "i", status=0)
+    caching.order("a", delete={"pause": 60})
+    before = len(calls(caching, "delete"))
+    pid = caching.start("image", "delete", "i", "-y")
+    wait_for(lambda: len(calls(caching, "delete")) > before)
+    os.kill(pid, signal.SIGINT)
+    ended = caching.join(pid)
+    assert ended.status == 0 and "prune" in ended.err
+    caching.order("a")
+    assert "i" not in [image["name"] for image in caching.run("image", "list", "--json").json()]
+    assert check(caching, "v") == []

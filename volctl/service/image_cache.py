@@ -6,9 +6,10 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from volctl import interrupt
 from volctl.db import image_cache, images
 from volctl.db.image_cache import AVAILABLE, ERROR, CachedImage
-from volctl.errors import Failure
+from volctl.errors import INTERRUPTIONS, Failure
 from volctl.flows import cache
 from volctl.images import content, store
 from volctl.model import GiB, Json
@@ -78,14 +79,21 @@ def _is_registered(tx: Connection, entry: CachedImage) -> bool:
 
 
 def forget(session: Session, identity: Mapping[str, int]) -> None:
-    """Let go of what was cached of a file that is no longer what it was."""
+    """Let go of what was cached of a file that is no longer what it was.
+
+    What the command was for is done: a signal or the deadline ends only this.
+    """
     if not identity:
         return  # the image is a volume
     with session.store.read() as tx:
         entries = image_cache.holding(tx, [content.of_file(identity)])
-    for entry in entries:
-        if entry.status == AVAILABLE and session.env.backends.has(entry.backend) and _is_stale(session, entry):
-            cache.evict(session.engine, entry)
+    try:
+        for entry in entries:
+            if entry.status == AVAILABLE and session.env.backends.has(entry.backend) and _is_stale(session, entry):
+                cache.evict(session.engine, entry)
+    except INTERRUPTIONS:
+        session.watcher.warn("what is cached of it is still there; volctl image cache prune lets go of it")
+    interrupt.finished()
 
 
 def state_of(session: Session, backend: Backend) -> Json:
