@@ -258,7 +258,8 @@ def outcome(rig: Rig, verb: Verb, ended: Ended | None = None) -> list[str]:
     found += [f"{path.name} is left behind" for path in rig.root.iterdir() if path.name not in HERE]
     if done == intact:
         found.append("it is done and it is not" if done else "it is neither done nor as it was")
-    return [*found, *_told(verb, ended, done)] if ended else found
+    found += _told(verb, ended, done) if ended else []
+    return [*found, f"the next command said: {told.err.strip() or 'nothing'}"] if found else []
 
 
 def _told(verb: Verb, ended: Ended, done: bool) -> list[str]:
