@@ -141,11 +141,12 @@ def users(root: Path) -> list[int]:
 
 
 def _uses(pid: int, root: Path) -> bool:
-    try:
-        with os.scandir(f"/proc/{pid}/fd") as entries:
-            return any(os.readlink(entry.path).startswith(f"{root}/") for entry in entries)
-    except OSError:
-        return False
+    directory, found = f"/proc/{pid}/fd", False
+    with suppress(OSError):  # it is gone
+        for name in os.listdir(directory):
+            with suppress(OSError):  # that one was closed meanwhile; the others count
+                found = found or os.readlink(f"{directory}/{name}").startswith(f"{root}/")
+    return found
 
 
 def quiet(root: Path) -> bool:
