@@ -35,8 +35,6 @@ TRIES = 3
 ANY = range(-64, 256)  # what a status means is told from the words
 CRASHED = (139, -11, 135, -7)  # ended by SIGSEGV or SIGBUS, under a shell and without
 _PASSING = re.compile(r"udev.*(fail|time)|cookie|semid|not found: device not cleared", re.IGNORECASE)
-
-
 REPORT = ("fullreport", *ARGUMENTS)
 
 
