@@ -63,8 +63,9 @@ def _temporary(store: Store, target: Path) -> Iterator[tuple[Path, int]]:
     try:
         yield path, fd
     finally:
-        path.unlink(missing_ok=True)
-        note.unlink(missing_ok=True)
+        with suppress(OSError):  # as long as the note is there, the next command tries again
+            path.unlink(missing_ok=True)
+            note.unlink(missing_ok=True)
         os.close(fd)
 
 
