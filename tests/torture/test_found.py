@@ -34,6 +34,7 @@ def on_loop() -> Iterator[Rig]:
         ("attach", "ioctl", 6, "a device that could not be asked for its mark was forgotten"),
         ("detach", "ioctl", 10, "and one that should go stayed"),
         ("backup-db", "unlink", 3, "a note that stayed made a failure of a backup that was there"),
+        ("backup-db", "fsync", 1, "a backup whose name may not be on the disk was told as failed, and stayed"),
         ("doctor-rebuild", "pwrite64", 8, "a new database got its name while part of it was in its log"),
     ],
     ids=lambda value: value if value in VERBS else "",

@@ -32,8 +32,13 @@ def backup(store: Store, target: Path, *, replace: bool) -> int:
         size = os.fstat(fd).st_size
         _check(store, target, replace=replace)
         path.rename(target)
-        with files.os_open(target.parent, os.O_RDONLY | os.O_DIRECTORY) as directory:
-            os.fsync(directory)
+        try:
+            with files.os_open(target.parent, os.O_RDONLY | os.O_DIRECTORY) as directory:
+                os.fsync(directory)
+        except BaseException:
+            if not replace:  # else what it replaced is gone, and this is better than nothing
+                target.unlink()
+            raise
     return size
 
 
