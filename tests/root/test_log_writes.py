@@ -19,13 +19,13 @@ from tests.engine.crash import MiB, Rig, Zygote, noise
 from tests.root import promises
 from tests.root.counted import counted
 from tests.root.log_writes import Entry, entries, logged, mark, replay
+from tests.root.lvm_crash import SETTLE
 from tests.root.lvm_rig import run
 
 REPLAYS = int(os.environ.get("VOLCTL_REPLAYS", "10"))
 MAKE = {"ext4": (96 * MiB, ["mkfs.ext4", "-q", "-E", "nodiscard"]), "xfs": (320 * MiB, ["mkfs.xfs", "-q", "-K"])}
 BACKEND = "files"
 LINES = promises.lines(promises.ROUND + "create i-B --size 8M --from-image QCOW2", BACKEND)
-SETTLE = ("quota", "set", "--volumes", "1000", "--json")
 Flush = tuple[int, str]
 """The number of its entry in the log, and what had been said by then."""
 
