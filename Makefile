@@ -8,7 +8,7 @@ help:
 	@echo 'make test-lvm  real LVM killed at every point, not every ninth, 100 lost databases, mirrors (hours)'
 	@echo 'make torture kills, failing system calls, full disks, crowds, for half an hour'
 	@echo 'make bench   how fast it is, beside the bars'
-	@echo 'make lint    format, lint, types and import rules only'
+	@echo 'make lint    format, lint, types, import and house rules only'
 	@echo 'make clean   remove what the above made in this directory'
 
 demo:
@@ -32,6 +32,7 @@ lint:
 	.venv/bin/mypy volctl backends tests scripts/boot scripts/vm scripts/vm_images.py scripts/vm_machine.py \
 		scripts/bench scripts/bench_*.py
 	.venv/bin/lint-imports --no-logo
+	.venv/bin/python -m pytest -q tests/unit/test_house.py
 
 bench:
 	@scripts/bootstrap test

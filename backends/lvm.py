@@ -23,25 +23,24 @@ clones are copies.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from volctl import udev
 from volctl.adoption import Adoption
 from volctl.backend import Attached, Backend, Capabilities, Info, Listing, Problem, Progress, Setup, Stats, Target
-from volctl.errors import BackendError, ExistsError, Failure, NoSpaceError, VolctlError
+from volctl.errors import BackendError, Failure
 from volctl.lvm import about, blocks, devices, look, placement, prepare, thick
 from volctl.lvm.adopt import LvAdoption
 from volctl.lvm.commands import Group
 from volctl.lvm.group import Change, Session, owner, reverting
+from volctl.lvm.making import Maker
 from volctl.lvm.report import LogicalVolume, VolumeGroup
 from volctl.lvm.settings import settings
 from volctl.model import Object
-
-T = TypeVar("T")
 
 
 class Lvm(Backend):
@@ -52,6 +51,7 @@ class Lvm(Backend):
         super().__init__(setup)
         self._options = settings(setup)
         self._vg = Session(self._options.group, setup.name, setup.database)
+        self._make = Maker(self._vg, self._options)
 
     @cached_property
     def capabilities(self) -> Capabilities:
@@ -118,53 +118,9 @@ class Lvm(Backend):
         return placement.stats(self._options, self._vg.see(fresh=False), self._vg.mark)
 
     def create(self, target: Object, size: int) -> None:
-        blank, thin = self._blank(target, size, active=False)
-        if thin:
-            self._begin(target.name, lambda: self._vg.change(blank))
-        else:
-            with self._made(target, size, os.O_RDWR) as (fd, _):
+        if not self._make.blank(target, size):
+            with self._make.opened(target, size, os.O_RDWR) as (fd, _):
                 blocks.zero(fd, 0, size)
-
-    def _blank(self, target: Object, size: int, *, active: bool) -> tuple[Change, bool]:
-        """How an LV is made, and whether it is thin; a thick one is active and holds what was there."""
-        group, tags = self._vg.see(fresh=False), self._vg.tags(target)
-        if pool := self._pool(group):
-            return lambda verbs: verbs.create_thin(pool.name, target.name, size, tags, active=active), True
-        layout = placement.layout_of(self._options, group)
-        return lambda verbs: verbs.create_thick(target.name, size, tags, layout), False
-
-    def _begin(self, name: str, make: Callable[[], T]) -> T:
-        """Make an LV after removing what is there. The group as it was a moment ago is asked first."""
-        for fresh in (False, True):
-            self._vg.remove(name, self._vg.see(fresh=fresh), self._options.clear)
-            try:
-                with self._explaining():
-                    return make()
-            except ExistsError as error:
-                failed = error
-        raise failed
-
-    @contextmanager
-    def _explaining(self) -> Iterator[None]:
-        """Errors inside say what is wrong with the pool, if that is known."""
-        try:
-            yield
-        except (BackendError, NoSpaceError) as error:
-            found: VolctlError = error
-            with suppress(Failure):
-                found = placement.explained(self._options, self._vg.look(), error)
-            raise found from None
-
-    @contextmanager
-    def _made(self, target: Object, size: int, flags: int) -> Iterator[tuple[int, bool]]:
-        """A new LV, open, and whether it is thin: only those are blank."""
-        blank, thin = self._blank(target, size, active=True)
-        group = self._vg.see(fresh=False)
-        with ExitStack() as stack:
-            opening = lambda: stack.enter_context(self._vg.opened(target.name, flags, group, make=blank))
-            fd: int = self._begin(target.name, opening)
-            with self._explaining():
-                yield fd, thin
 
     def clone(self, source: Object, target: Object, size: int, progress: Progress) -> None:
         group = self._vg.see(fresh=False)
@@ -172,20 +128,15 @@ class Lvm(Backend):
         if size < origin.size:
             raise BackendError(f"{source.name} has {origin.size} bytes, more than the {size} asked for")
         if origin.is_thin and self._pool(group):
-            self._share(origin, target.name, self._vg.tags(target), size)
+            self._make.share(origin, target.name, self._vg.tags(target), size)
         else:
             self._copy(group, origin, target, size, progress)
         progress(size, size)
 
-    def _share(self, origin: LogicalVolume, name: str, tags: set[str], size: int) -> None:
-        self._begin(name, lambda: self._vg.change(lambda verbs: verbs.snapshot_thin(origin.name, name, tags)))
-        if size > origin.size:
-            self._vg.change(lambda verbs: verbs.extend(name, size))
-
     def _copy(self, group: VolumeGroup, origin: LogicalVolume, target: Object, size: int, progress: Progress) -> None:
         with (
             self._vg.opened(origin.name, os.O_RDONLY | os.O_DIRECT, group) as source,
-            self._made(target, size, os.O_RDWR | os.O_DIRECT) as (fd, thin),
+            self._make.opened(target, size, os.O_RDWR | os.O_DIRECT) as (fd, thin),
         ):
             thick.check_whole(origin, source)
             blocks.copy(source, fd, origin.size, progress)
@@ -194,7 +145,7 @@ class Lvm(Backend):
 
     @contextmanager
     def writing(self, target: Object, size: int) -> Iterator[Target]:
-        with self._made(target, size, os.O_RDWR) as (_, thin):
+        with self._make.opened(target, size, os.O_RDWR) as (_, thin):
             yield Target(self.path(target), "raw", zeroed=thin)
 
     @contextmanager
@@ -220,11 +171,11 @@ class Lvm(Backend):
         group, tags = self._vg.see(fresh=False), self._vg.tags(snapshot)
         lv = self._vg.existing(group, volume.name)
         if lv.is_thin:
-            return self._share(lv, snapshot.name, tags, lv.size)
+            return self._make.share(lv, snapshot.name, tags, lv.size)
         area = thick.cow_size(lv.size, self._options.snapshot_percentage, group.extent)
         pvs = placement.layout_of(self._options, group).pvs
         make: Change = lambda verbs: verbs.snapshot_thick(lv.name, snapshot.name, area, tags, pvs)
-        return self._begin(snapshot.name, lambda: self._vg.change(make))
+        return self._make.instead(snapshot.name, lambda: self._vg.change(make))
 
     def delete_snapshot(self, volume: Object, snapshot: Object) -> None:
         self._vg.remove(snapshot.name, self._vg.see(), self._options.clear)
@@ -248,7 +199,7 @@ class Lvm(Backend):
         if now or not self._vg.find(group, new):
             self._vg.existing(group, volume.name)
             tags = self._vg.tags(volume) | (about.own(now.tags) if now and not volume.about else set())
-            self._share(past, new, tags, size)
+            self._make.share(past, new, tags, size)
             self._vg.remove(volume.name, self._vg.see(), self._options.clear)
         self._vg.change(lambda verbs: verbs.rename(new, volume.name))
 
