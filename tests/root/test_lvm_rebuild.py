@@ -1,6 +1,6 @@
 """The database is lost and made again from the tags of LVs: random populations on thin and thick.
 
-`VOLCTL_POPULATIONS` says how many (a hundred: with `make test-lvm`). Each begins in an empty group.
+`VOLCTL_POPULATIONS` says how many (a hundred: with `make torture`'s `lvm-rebuild`). Each begins in an empty group.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.populations import UNKNOWN, World, come_back_equal
+from tests.root.counted import counted
 from tests.root.lvm_rig import lvs, run, volume_group, words
 from tests.root.warm import Warm
 
@@ -35,6 +36,7 @@ def test_a_random_population_comes_back_equal(number: int, group: str, tmp_path:
     come_back_equal(world, f"lvm {number}", lambda: run("lvs", "-a", "--noheadings", "-o", SEEN, group))
     assert lvs(group, "lv_active=active && lv_name!=volctl") == []
     empty(group)
+    counted(f"populations on {provisioning}", 1, 1)
 
 
 def empty(group: str) -> None:

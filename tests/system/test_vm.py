@@ -16,7 +16,8 @@ from tests.conftest import EVERYTHING, REPO
 VM = str(REPO / "scripts" / "vm")
 STRIDE = int(os.environ.get("VOLCTL_KILL_STRIDE", "9"))
 POPULATIONS = int(os.environ.get("VOLCTL_POPULATIONS", "2"))
-ROOT_SUITE_LIMIT = 3600 * max(1, 9 // STRIDE)  # seconds of a boot
+RANDOM_KILLS = int(os.environ.get("VOLCTL_RANDOM_KILLS", "12"))
+ROOT_SUITE_LIMIT = 3600 * max(1, 9 // STRIDE, POPULATIONS // 20, RANDOM_KILLS // 100)  # seconds of a boot
 REPLAYS = int(os.environ.get("VOLCTL_REPLAYS", "10"))
 CHEAP = [] if STRIDE == 1 else ["-k", "not Raid1"]  # a mirror takes seconds to make there: they are in make test-lvm
 BOOTS = {
@@ -25,10 +26,11 @@ BOOTS = {
     "mends": [
         "test_lvm_doctor.py",
         "test_lvm_adopt.py",
-        "test_lvm_rebuild.py",
         "test_lvm_cache.py",
         "test_lvm_mend_kill.py",
     ],
+    "rebuild": ["test_lvm_rebuild.py"],
+    "random": ["test_lvm_random_kill.py"],
     "files": ["test_log_writes.py", "test_file_system_quota.py"],
     "pools": ["test_lvm_pool.py", "test_lvm_limits.py", "test_lvm_disks.py", "test_lvm_holders.py"],
     "qcow2": ["test_qcow2.py"],
@@ -64,7 +66,8 @@ def test_root_suite(boot: str, tmp_path: Path, record_property: Callable[[str, s
     """tests/root on real LVM, many tests a boot."""
     disks = [word for size in ("1G", "1G", "1G", "512M:4096") for word in ("--disk", size)]
     passed = {"VOLCTL_TEST_ALL": int(EVERYTHING), "VOLCTL_KILL_STRIDE": STRIDE}
-    passed |= {"VOLCTL_POPULATIONS": POPULATIONS, "VOLCTL_REPLAYS": REPLAYS}
+    passed |= {"VOLCTL_POPULATIONS": POPULATIONS, "VOLCTL_REPLAYS": REPLAYS, "VOLCTL_RANDOM_KILLS": RANDOM_KILLS}
+    passed |= {"VOLCTL_SEED": os.environ.get("VOLCTL_SEED", "1")}
     settings = [word for name, value in passed.items() for word in ("--env", f"{name}={value}")]
     pytest_ = ["python3", "-m", "pytest", "-p", "no:cacheprovider", "--color=no", "--durations=20", *suite(boot)]
     out = tmp_path / "out"

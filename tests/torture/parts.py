@@ -120,6 +120,14 @@ PARTS = (
         ("any",),
         cases=100,
     ),
+    Part(
+        "lvm-rebuild",
+        "a lost database made again, of random populations",
+        suite("tests/system/test_vm.py", "-k", "root_suite and rebuild", cases="VOLCTL_POPULATIONS"),
+        ("lvm",),
+        cases=100,
+        on_request=True,
+    ),
     Part("planted", "mistakes planted on purpose", planted.run, ("any",), on_request=True),
     Part(
         "powercuts",
@@ -147,7 +155,7 @@ PARTS = (
     Part(
         "vm",
         "real LVM in a virtual machine: full pools, broken disks, holders, crowds (tests)",
-        suite("tests/system/test_vm.py", "-k", "root_suite and not kills and not files"),
+        suite("tests/system/test_vm.py", "-k", "root_suite and not (kills or files or rebuild or random)"),
         ("lvm",),
         on_request=True,
     ),
