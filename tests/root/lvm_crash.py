@@ -38,10 +38,13 @@ class Rig:
     def state(self) -> Path:
         return self.root / "state"
 
+    def start(self, *argv: str, **order: Any) -> int:
+        env = {"VOLCTL_STATE_DIR": str(self.state), "VOLCTL_CONFIG": str(self.root / "config.toml")}
+        return self.zygote.start({"argv": argv, "env": env, **order})
+
     def run(self, *argv: str, status: int | None = None, **order: Any) -> Ended:
         """One command to its end, and its children's; `order` as `tests.engine.zygote` takes it."""
-        env = {"VOLCTL_STATE_DIR": str(self.state), "VOLCTL_CONFIG": str(self.root / "config.toml")}
-        done = self.zygote.join(self.zygote.start({"argv": argv, "env": env, **order}))
+        done = self.zygote.join(self.start(*argv, **order))
         alone(self.state)
         assert status is None or done.status == status, f"{' '.join(argv)}: exit {done.status}\n{done.err}"
         return done

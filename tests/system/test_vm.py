@@ -67,15 +67,16 @@ def test_root_suite(boot: str, tmp_path: Path, record_property: Callable[[str, s
     disks = [word for size in ("1G", "1G", "1G", "512M:4096") for word in ("--disk", size)]
     passed = {"VOLCTL_TEST_ALL": int(EVERYTHING), "VOLCTL_KILL_STRIDE": STRIDE}
     passed |= {"VOLCTL_POPULATIONS": POPULATIONS, "VOLCTL_REPLAYS": REPLAYS, "VOLCTL_RANDOM_KILLS": RANDOM_KILLS}
-    passed |= {"VOLCTL_SEED": os.environ.get("VOLCTL_SEED", "1")}
+    passed |= {"VOLCTL_SEED": int(os.environ.get("VOLCTL_SEED", "1"))}
     settings = [word for name, value in passed.items() for word in ("--env", f"{name}={value}")]
     pytest_ = ["python3", "-m", "pytest", "-p", "no:cacheprovider", "--color=no", "--durations=20", *suite(boot)]
     out = tmp_path / "out"
     cpus = "2" if boot == "rest" else "1"  # where crowds meet
     done = vm(*disks, *settings, "--cpus", cpus, "--timeout", str(ROOT_SUITE_LIMIT), "--out", out, "--", *pytest_)
     print(done.stdout, done.stderr)
-    for line in (out / "counted").read_text().splitlines() if (out / "counted").exists() else ():
-        record_property("counted", line)
+    for kind in ("counted", "noted"):
+        for line in (out / kind).read_text().splitlines() if (out / kind).exists() else ():
+            record_property(kind, line)
     assert done.returncode == 0, done.stdout[-20000:] + done.stderr[-2000:]
 
 

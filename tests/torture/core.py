@@ -66,9 +66,9 @@ class Tally:
         self.runs += 1
         self.wrong += [f"{where}: {sentence}" for sentence in found]
 
-    def note(self, what: str) -> None:
+    def note(self, what: str, times: int = 1) -> None:
         """Count what happened, for the table."""
-        self.notes[what] = self.notes.get(what, 0) + 1
+        self.notes[what] = self.notes.get(what, 0) + times
 
 
 @contextmanager

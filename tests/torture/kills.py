@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
 
+from tests.engine.attack import AGAIN, ENDS, attack
 from tests.engine.crash import Ended, Rig
 from tests.torture.core import Budget, Tally, another, quiet, worlds
 from tests.torture.verbs import Verb, fitting, outcome
 
-AGAIN = 0.7  # how likely the command that settles is killed as well, and the one after it …
 SETTLING = ("list --json", "quota show --json", "create --size 1M", "flow list --json")
-POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run(kind: str, budget: Budget) -> Tally:
@@ -73,53 +69,12 @@ def _one(world: Rig, rng: random.Random, usual: Usual, tally: Tally) -> None:
 def _attacked(rig: Rig, line: str, rng: random.Random, usual: float) -> tuple[Ended, str]:
     """Begin a command, and let something happen to it at a random time."""
     pid = rig.start(*rig.words(line))
-    time.sleep(rng.uniform(0, 0.9 * usual))
-    how = rng.choice((_kill, _kill, _kill_all, _signal, _signals))
-    told = how(pid, rng, usual)
+    told = attack(pid, rng, usual)
     return rig.join(pid), told
-
-
-def _kill(pid: int, rng: random.Random, usual: float) -> str:
-    _send(pid, signal.SIGKILL)
-    return "kill"
-
-
-def _kill_all(pid: int, rng: random.Random, usual: float) -> str:
-    """What the kernel's memory killer or the end of a container does: nobody is left."""
-    for one in (pid, *descendants(pid)):
-        _send(one, signal.SIGKILL)
-    return "kill of all"
-
-
-def _signal(pid: int, rng: random.Random, usual: float) -> str:
-    number = rng.choice(POLITE)
-    _send(pid, number)
-    return number.name
-
-
-def _signals(pid: int, rng: random.Random, usual: float) -> str:
-    first = _signal(pid, rng, usual)
-    time.sleep(rng.uniform(0, usual / 4))
-    return f"{first} and {_signal(pid, rng, usual)}"
-
-
-def _send(pid: int, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, number)
-
-
-def descendants(pid: int) -> list[int]:
-    """Children and theirs, as far as they still have their parents."""
-    found: list[int] = []
-    with suppress(OSError):
-        for task in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{task}/children") as file:
-                found += map(int, file.read().split())
-    return [each for child in found for each in (child, *descendants(child))]
 
 
 def _told(ended: Ended, verb: Verb) -> list[str]:
     """A signal's own exit code, whatever it met; done is done; and nothing else but the verb's own can go wrong."""
-    allowed = {0, -signal.SIGKILL, *(128 + number for number in POLITE), *(-number for number in POLITE), *verb.codes}
+    allowed = {0, *ENDS, *verb.codes}
     found = [] if ended.status in allowed else [f"exit {ended.status}: {ended.err.strip()}"]
     return [*found, ended.err] if "Traceback" in ended.err else found

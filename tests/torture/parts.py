@@ -48,7 +48,11 @@ def suite(*words: str, cases: str = "") -> Run:
         with tempfile.TemporaryDirectory() as directory:
             told = Path(directory, "told.xml")
             argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={told}", *XML, *words]
-            env = {**os.environ, **({cases: str(budget.cases)} if cases and budget.cases is not None else {})}
+            env = {
+                **os.environ,
+                "VOLCTL_SEED": str(budget.seed),
+                **({cases: str(budget.cases)} if cases and budget.cases is not None else {}),
+            }
             done = subprocess.run(argv, cwd=REPO, env=env, capture_output=True, text=True, check=False)
             tally = counted(ElementTree.parse(told).iter("property"))
         tests = re.findall(r"(\d+) (?:passed|failed|error|skipped)", done.stdout)
@@ -62,13 +66,16 @@ def suite(*words: str, cases: str = "") -> Run:
 
 
 def counted(told: Iterable[ElementTree.Element]) -> Tally:
-    """Properties `counted` have `RUNS TOTAL WHAT`; those of the same are added up."""
+    """Properties `counted` have `RUNS TOTAL WHAT`, `noted` have `TIMES WHAT`; those of the same are added up."""
     tally, sums = Tally(), dict[str, tuple[int, int]]()
     for found in told:
         if found.get("name") == "counted":
             *numbers, what = found.get("value", "").split(" ", 2)
             before = sums.get(what, (0, 0))
             sums[what] = before[0] + int(numbers[0]), before[1] + int(numbers[1])
+        elif found.get("name") == "noted":
+            times, what = found.get("value", "").split(" ", 1)
+            tally.note(what, int(times))
     for what, (runs, total) in sums.items():
         tally.runs += runs
         tally.total = (tally.total or 0) + total
@@ -142,6 +149,14 @@ PARTS = (
         "kill -9 at commits, outside actions and programs on real LVM, in a virtual machine",
         suite("tests/system/test_vm.py", "-k", "root_suite and kills"),
         ("lvm",),
+        on_request=True,
+    ),
+    Part(
+        "lvm-random",
+        "killed or interrupted at a random time, and again while settling",
+        suite("tests/system/test_vm.py", "-k", "root_suite and random", cases="VOLCTL_RANDOM_KILLS"),
+        ("lvm",),
+        cases=500,
         on_request=True,
     ),
     Part(

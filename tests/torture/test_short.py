@@ -113,9 +113,12 @@ def test_what_tests_say_they_did_is_added_up() -> None:
         ("other", "1"),
         ("counted", "4 10 kills on thin"),
         ("counted", "2 2 cuts"),
+        ("noted", "3 killed"),
+        ("noted", "1 killed"),
     ]
     tally = counted(ElementTree.Element("property", name=name, value=value) for name, value in told)
     assert (tally.runs, tally.total, tally.told) == (9, 22, ["7 of 20 kills on thin", "2 of 2 cuts"])
+    assert tally.notes == {"killed": 4}
 
 
 def test_the_page_has_every_line_and_nothing_by_hand() -> None:

@@ -1,0 +1,117 @@
+"""A command on real LVM is killed or interrupted at any time, and the ones after it while they settle; then all holds.
+
+`VOLCTL_RANDOM_KILLS` says how many, `VOLCTL_SEED` which. Other than in `test_lvm_kill` nobody knows how far the command
+had come: its object is as it was or as it should be, and what the command said of that is true.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.engine.attack import AGAIN, ENDS, attack
+from tests.engine.crash import Ended
+from tests.oracle import Content, Row
+from tests.root.counted import counted, noted
+from tests.root.lvm_crash import SETTLE, Rig, alone, furnished
+from tests.root.test_lvm_kill import BOTH, CASES, Case, attached, detached, gone, grown, made, reverted
+
+KILLS = int(os.environ.get("VOLCTL_RANDOM_KILLS", "12"))
+SEED = os.environ.get("VOLCTL_SEED", "1")
+BATCH = 50  # kills in one world
+Status = Callable[[Row | None], bool]
+
+
+def _in(*states: str | None) -> Status:
+    return lambda row: (row["status"] if row else None) in states
+
+
+DONE_INTACT: dict[object, tuple[Status, Status]] = {
+    made: (_in("available"), _in(None, "error")),
+    gone: (_in(None), _in("available")),
+    attached: (_in("in-use"), _in("available")),
+    detached: (_in("available"), _in("in-use")),
+}
+"""What the row of a command's object says when it was done, and when not."""
+COMPLETED = (gone, grown, reverted, detached)
+"""Verbs that a later command completes."""
+KILLED = [(name, backend) for name, backend in BOTH if CASES[name].status == 0]
+
+
+@dataclass(slots=True)
+class Usual:
+    """Seconds of a command line, so guessed that it outlives some of its attacks."""
+
+    known: dict[tuple[str, ...], float] = field(default_factory=dict)
+
+    def attacked(self, rig: Rig, words: tuple[str, ...], rng: random.Random) -> tuple[Ended, str]:
+        usual = self.known.get(words[:2], 2.0)
+        pid = rig.start(*words)
+        how = attack(pid, rng, usual)
+        ended = rig.zygote.join(pid)
+        self.known[words[:2]] = usual * (0.9 if ended.status == 0 else 1.05)
+        return ended, f"{' '.join(words)} by {how}: exit {ended.status}"
+
+
+@pytest.mark.parametrize("first", range(0, KILLS, BATCH))
+def test_killed_at_any_time_and_while_settling(first: int, disks: list[Path], tmp_path: Path) -> None:
+    usual = Usual()
+    with furnished(tmp_path, disks) as rig:
+        for number in range(first, min(first + BATCH, KILLS)):
+            rng = random.Random(f"{SEED} {number}")
+            name, backend = rng.choice(KILLED)
+            said, found = one(rig, CASES[name], backend, usual, rng)
+            assert not found, "\n".join([f"kill {number} of seed {SEED} on {backend}", *said, *found])
+            counted(f"kills on {backend}", 1, 1)
+
+
+def one(rig: Rig, case: Case, backend: str, usual: Usual, rng: random.Random) -> tuple[list[str], list[str]]:
+    """What was done, and what is wrong then."""
+    rig.put_back(backend, case.attached, case.cache)
+    name = case.object.replace("B", backend)
+    before = rig.row(name)
+    first, told = usual.attacked(rig, tuple(case.words(rig, backend)), rng)
+    noted("killed" if first.status < 0 else "survivors of their own kill", 1)
+    said, found = [told], wrong_end(first)
+    while rng.random() < AGAIN:
+        again, told = usual.attacked(rig, SETTLE, rng)
+        noted("killed while settling", 1)
+        said.append(told)
+        found += wrong_end(again)
+    alone(rig.state)
+    return said, [*found, *outcome(rig, case, backend, before, first)]
+
+
+def wrong_end(ended: Ended) -> list[str]:
+    wrong = ended.status not in {0, *ENDS} or "Traceback" in ended.err
+    return [f"exit {ended.status}: {ended.err.strip()}"] if wrong else []
+
+
+def outcome(rig: Rig, case: Case, backend: str, before: Row | None, first: Ended) -> list[str]:
+    """One more command, then everything: SPEC section 11, and that the verb was done or was not."""
+    name = case.object.replace("B", backend)
+    then: dict[str, Content] = {name: rig.contents[case.reads_as]} if case.reads_as else {}
+    found = rig.settled(backend, **then)
+    done, intact = not found, False
+    if case.verdict is reverted:
+        if found and first.status != 0:
+            found, intact = rig.settled(backend), True
+        rig.write(name, "now")
+    elif case.verdict is grown:
+        assert before
+        more = rig.there(name)["size"] - before["size"]
+        done, intact = more == 4 << 20, more == 0
+    else:
+        done, intact = (check(rig.row(name)) for check in DONE_INTACT[case.verdict])
+    if done == intact:
+        found.append(f"{name} is neither done nor as it was: {rig.row(name)}")
+    if first.status == 0 and not done:
+        found.append(f"exit 0, but it was not done: {first.err}")
+    if first.status > 0 and done and case.verdict not in COMPLETED:
+        found.append(f"exit {first.status}, but it was done: {first.err}")
+    return found
