@@ -3,14 +3,14 @@
 `run("qemu-img", "info", path)` runs one program to its end in a process group of its own, with stdin
 empty, the C locale, and the descriptors of `inherited` (our locks), so that a lock is free only when
 the command *and* its children are gone. It hears signals and the deadline (`interrupt`), ends the
-whole group, and waits until the group is empty.
+whole group, and waits until the group is empty. What it prints goes to memory (memfd_create(2)): no
+thread of ours has to read it, and a grandchild that keeps it open holds up nobody.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import shlex
 import shutil
 import signal
 import sys
@@ -30,7 +30,7 @@ from volctl.records import record
 inherited: set[int] = set()
 """Descriptors every child keeps open: the engine puts its locks here."""
 
-on_run: Callable[[str], None] = lambda line: None
+on_run: Callable[[str], None] | None = None
 """Told each command line before it runs, quoted for a shell: `--verbose` prints it."""
 
 PACKAGES = {
@@ -44,7 +44,7 @@ PACKAGES = {
 }
 ENVIRONMENT = {"LC_ALL": "C", "PATH": os.defpath, "LVM_SUPPRESS_FD_WARNINGS": "1"}
 TERM_GRACE = 2.0  # seconds between SIGTERM and SIGKILL
-KEEP = ("/bin/sh", "-c", '"$@"; exit $?', "sh")  # a shell that keeps the descriptors which its program closes
+IN_FLIGHT = 250  # descriptors that one message may carry (SCM_MAX_FD is 253)
 LEAVE = """
 import os, sys
 locks, *argv = sys.argv[1:]
@@ -99,14 +99,14 @@ def run(
     """Run to the end. `BackendError` with the last line of stderr if the status is not in `ok`.
 
     `on_output` gets pieces of stdout as they come (they are then not in the result). `keep_locks` is
-    for programs that close what they inherit, as LVM's do: a shell holds the locks until they end.
+    for programs that close what they inherit, as LVM's do: the locks travel in their stdin (`_carrier`).
     `cage` is for programs that read what strangers wrote: all that they can reach.
     After `timeout` seconds the program is ended, which is a `BackendError`; `grace` is how long one
     that must be ended may take over it before it is killed.
     """
     argv = _told(program, args)
     with _caged(argv, limits, cage) as (prefix, fds, prepare):
-        child = _start([*(KEEP if keep_locks else prefix), *argv], {*pass_fds, *inherited, *fds}, on_output, prepare)
+        child = _start([*prefix, *argv], {*pass_fds, *inherited, *fds}, on_output, prepare, keep_locks)
     return Running(child, program, tuple(ok), timeout, grace, wrapped=bool(prefix)).result()
 
 
@@ -129,7 +129,10 @@ def start(
 
 def _told(program: str, args: Iterable[str | int]) -> list[str]:
     argv = [find(program), *map(str, args)]
-    on_run(shlex.join([program, *argv[1:]]))
+    if on_run is not None:
+        import shlex
+
+        on_run(shlex.join([program, *argv[1:]]))
     return argv
 
 
@@ -176,7 +179,8 @@ class Running:
         group = self.child.process.pid
         if group in _groups and _end(group, self.grace):
             _groups.discard(group)
-            self.child.done.wait(TERM_GRACE)  # its pipes are closed
+            self.child.done.wait(TERM_GRACE)
+            self.child.close()
 
 
 def run_server(program: str, *args: str | int, timeout: float) -> None:
@@ -210,20 +214,39 @@ def failure(program: str, result: Result) -> BackendError:
 
 @dataclass(slots=True)
 class _Child:
+    """A process of `sh`; `out` and `err` are the files in memory that it prints to."""
+
     process: Any
     done: threading.Event
-    out: list[str]
-    err: list[str]
+    out: int
+    err: int
+
+    def said(self, file: int) -> str:
+        return os.pread(file, os.fstat(file).st_size, 0).decode(errors="replace")
+
+    def close(self) -> None:
+        files, self.out, self.err = (self.out, self.err), -1, -1
+        for file in files:
+            if file >= 0:
+                os.close(file)
 
 
 def _start(
-    argv: list[str], fds: set[int], on_output: Callable[[str], None] | None, prepare: Callable[[], None] | None
+    argv: list[str],
+    fds: set[int],
+    on_output: Callable[[str], None] | None,
+    prepare: Callable[[], None] | None,
+    keep_locks: bool = False,
 ) -> _Child:
     import sh
 
     interrupt.check()
     interrupt.end_children = _end_all
-    child = _Child(None, threading.Event(), [], [])
+    stdin: Any = _carrier(fds) if keep_locks else os.open(os.devnull, os.O_RDONLY)
+    child = _Child(None, threading.Event(), os.memfd_create("stdout"), os.memfd_create("stderr"))
+    out: Any = {"_out": child.out}
+    if on_output:
+        out = {"_out": on_output, "_out_bufsize": 0, "_decode_errors": "replace"}  # 0: no character is split
     try:
         for fd in fds:
             os.set_inheritable(fd, True)
@@ -236,24 +259,37 @@ def _start(
             _new_session=False,
             _tty_in=False,
             _tty_out=False,
-            _in=b"",
-            _out=on_output or (lambda piece: child.out.append(piece)),  # sh reads a builtin's signature at 0.5 ms
-            _out_bufsize=0 if on_output else 1,  # a byte at a time, or by lines: no character is split
-            _err=lambda piece: child.err.append(piece),
-            _err_bufsize=1,
+            _in=stdin,
+            _err=child.err,
             _env=ENVIRONMENT | {"PATH": os.environ.get("PATH", os.defpath)},
             _cwd="/",
-            _pass_fds=fds,
+            _pass_fds=set() if keep_locks else fds,
             _truncate_exc=False,
-            _decode_errors="replace",
             _ok_code=list(range(256)),
             _preexec_fn=prepare,
+            **out,
         )
     except (sh.ForkException, OSError) as error:
+        child.close()
         raise AccessError(f"{argv[0]} cannot be started: {error}") from error
+    finally:
+        os.close(stdin)
     _groups.add(child.process.pid)
     threading.Thread(target=_await, args=(child,), daemon=True).start()
     return child
+
+
+def _carrier(fds: Iterable[int]) -> int:
+    """A socket to be somebody's stdin. The descriptors are in flight in its queue (unix(7), SCM_RIGHTS), and so
+    what they lock is locked until nobody has the socket, whatever else its holder closes."""
+    import socket
+
+    ours, theirs = socket.socketpair()
+    with ours:
+        locks = list(fds)
+        for first in range(0, len(locks), IN_FLIGHT):
+            socket.send_fds(ours, [b"."], locks[first : first + IN_FLIGHT])
+    return theirs.detach()
 
 
 def _await(child: _Child) -> None:
@@ -283,7 +319,9 @@ def _wait(child: _Child, program: str, timeout: float | None, grace: float) -> R
     finally:
         if _end(group, grace):
             _groups.discard(group)
-    return Result(child.process.process.exit_code, "".join(child.out), "".join(child.err))
+        said = child.said(child.out), child.said(child.err)
+        child.close()
+    return Result(child.process.process.exit_code, *said)
 
 
 def children_left() -> bool:

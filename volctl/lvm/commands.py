@@ -4,8 +4,8 @@
 somebody has the LV open. `MissingError`: a program or kernel target. `AccessError`: not root. The rest
 is `BackendError`. What may pass (a segmentation fault, a race with udev) is tried again `TRIES` times.
 
-LVM closes inherited descriptors, so each runs under a shell that holds our locks until it ends. It
-blocks signals while devices are suspended, hence the long grace before it is killed.
+LVM closes inherited descriptors, so our locks travel in its stdin until it ends. It blocks signals
+while devices are suspended, hence the long grace before it is killed.
 Sources: lvcreate(8), lvchange(8), lvconvert(8), lvextend(8), lvmthin(7), lvm.conf(5).
 """
 
@@ -33,7 +33,7 @@ LOOK, CHANGE = 60.0, 120.0  # seconds that a report and a change may take
 GRACE = 5.0
 TRIES = 3
 ANY = range(-64, 256)  # what a status means is told from the words
-CRASHED = (139, -11, 135, -7)  # ended by SIGSEGV or SIGBUS, under a shell and without
+CRASHED = (-11, -7)  # ended by SIGSEGV or SIGBUS
 _PASSING = re.compile(r"udev.*(fail|time)|cookie|semid|not found: device not cleared", re.IGNORECASE)
 REPORT = ("fullreport", *ARGUMENTS)
 
@@ -194,7 +194,7 @@ class Group:
         changes: bool = True,
         begun: command.Running | None = None,
     ) -> command.Result:
-        """What `changes` nothing may outlive us without our locks, and needs no shell to hold them.
+        """What `changes` nothing may outlive us without our locks.
 
         `begun` is the first attempt.
         """
