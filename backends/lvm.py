@@ -27,20 +27,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from volctl import udev
-from volctl.adoption import Adoption
 from volctl.backend import Attached, Backend, Capabilities, Info, Listing, Problem, Progress, Setup, Stats, Target
 from volctl.errors import BackendError, Failure
-from volctl.lvm import about, blocks, devices, look, placement, prepare, thick
-from volctl.lvm.adopt import LvAdoption
+from volctl.lvm import about, blocks, placement, thick
 from volctl.lvm.commands import Group
 from volctl.lvm.group import Change, Session, owner, reverting
 from volctl.lvm.making import Maker
 from volctl.lvm.report import LogicalVolume, VolumeGroup
 from volctl.lvm.settings import settings
 from volctl.model import Object
+
+if TYPE_CHECKING:
+    from volctl.adoption import Adoption
 
 
 class Lvm(Backend):
@@ -99,6 +99,8 @@ class Lvm(Backend):
         return placement.details(self._options, group, Group(group.name).autoextend())
 
     def init(self, *, dry_run: bool = False) -> list[str]:
+        from volctl.lvm import prepare
+
         group = self._vg.look()
         if trouble := self._vg.broken(group):
             raise trouble
@@ -210,6 +212,8 @@ class Lvm(Backend):
         self._vg.flush()  # also when all are gone: whoever removed them may have died before this
 
     def inspect(self, target: Object) -> Info | None:
+        from volctl.lvm import look
+
         lv = self._vg.see().lv(target.name)
         return look.info(lv) if lv and self._vg.mine(lv) else None
 
@@ -217,6 +221,8 @@ class Lvm(Backend):
         return self._vg.path(volume.name)
 
     def holders(self, volume: Object) -> list[str]:
+        from volctl import udev
+
         lv = self._vg.see().lv(volume.name)
         return udev.holders(self.path(volume)) if lv and lv.active else []
 
@@ -224,15 +230,23 @@ class Lvm(Backend):
         return self._vg.objects(self._vg.see())
 
     def listing(self) -> Listing:
+        from volctl.lvm import look
+
         return look.listing(self._vg, self._vg.see())
 
     def describe(self, target: Object) -> None:
+        from volctl.lvm import look
+
         look.describe(self._vg, target)
 
     def described(self) -> list[Object]:
+        from volctl.lvm import look
+
         return look.described(self._vg, self._vg.see())
 
     def adopting(self) -> Adoption:
+        from volctl.lvm.adopt import LvAdoption
+
         return LvAdoption(self._vg, self._pool)
 
     def clear(self, leftover: str) -> None:
@@ -240,12 +254,18 @@ class Lvm(Backend):
         self._vg.flush()
 
     def attach(self, volume: Object, *, read_only: bool, sector_size: int | None = None) -> str:
+        from volctl.lvm import devices
+
         lv = self._vg.existing(self._vg.see(), volume.name)
         return str(devices.attach(self._vg, lv, read_only=read_only, ownership=self._options.ownership))
 
     def detach(self, volume: Object) -> None:
+        from volctl.lvm import devices
+
         if lv := self._vg.find(self._vg.see(), volume.name):
             devices.detach(self._vg, lv)
 
     def attached(self, volume: Object, device: str | None = None) -> Attached | None:
+        from volctl.lvm import devices
+
         return devices.attached(self.path(volume))

@@ -28,12 +28,14 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from volctl.adoption import Adoption
 from volctl.errors import ConfigError, MissingError
 from volctl.model import MiB, Object
 from volctl.records import record
+
+if TYPE_CHECKING:
+    from volctl.adoption import Adoption
 
 Progress = Callable[[int, int], None]
 """Told (bytes done, bytes in all) of a copy."""

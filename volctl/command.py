@@ -1,7 +1,7 @@
 """The only module that starts programs.
 
 `run("qemu-img", "info", path)` runs one program to its end in a process group of its own, with stdin
-empty, the C locale, and the descriptors of `inherited` (our locks), so that a lock is free only when
+empty, the C locale, and the descriptors of our locks (`held`), so that a lock is free only when
 the command *and* its children are gone. It hears signals and the deadline (`interrupt`), ends the
 whole group, and waits until the group is empty. What it prints goes to memory (memfd_create(2)): no
 thread of ours has to read it, and a grandchild that keeps it open holds up nobody.
@@ -20,15 +20,17 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from volctl import confine, interrupt
-from volctl.confine import Cage, Rules
+from volctl import held, interrupt
 from volctl.errors import AccessError, BackendError, MissingError
 from volctl.records import record
 
-inherited: set[int] = set()
-"""Descriptors every child keeps open: the engine puts its locks here."""
+if TYPE_CHECKING:
+    from volctl.confine import Cage
+
+confined = True
+"""The configuration's `confine_qemu`: are the cages closed?"""
 
 on_run: Callable[[str], None] | None = None
 """Told each command line before it runs, quoted for a shell: `--verbose` prints it."""
@@ -106,7 +108,7 @@ def run(
     """
     argv = _told(program, args)
     with _caged(argv, limits, cage) as (prefix, fds, prepare):
-        child = _start([*prefix, *argv], {*pass_fds, *inherited, *fds}, on_output, prepare, keep_locks)
+        child = _start([*prefix, *argv], {*pass_fds, *held.locks, *fds}, on_output, prepare, keep_locks)
     return Running(child, program, tuple(ok), timeout, grace, wrapped=bool(prefix)).result()
 
 
@@ -123,7 +125,7 @@ def start(
     """The same beside what goes on here: its `result` must be asked for, or it be ended."""
     argv = _told(program, args)
     with _caged(argv, limits, cage) as (prefix, fds, prepare):
-        child = _start([*prefix, *argv], {*pass_fds, *inherited, *fds}, None, prepare)
+        child = _start([*prefix, *argv], {*pass_fds, *held.locks, *fds}, None, prepare)
     return Running(child, program, tuple(ok), timeout, grace, wrapped=bool(prefix))
 
 
@@ -141,14 +143,16 @@ def _caged(
     argv: list[str], limits: Limits | None, cage: Cage | None
 ) -> Iterator[tuple[Iterable[str], set[int], Callable[[], None] | None]]:
     """The words before a program's own, the descriptors it needs, and what its process does first."""
-    with cage.around(argv[0], bubblewrap()) if cage else nullcontext(Rules(enters=False)) as rules:
+    with cage.around(argv[0], bubblewrap()) if cage and confined else nullcontext() as rules:
 
         def prepare() -> None:
             if limits:
                 _limit(limits)
-            rules.enter()
+            if rules:
+                rules.enter()
 
-        yield rules.prefix, {*rules.fds}, prepare if limits or rules.enters else None
+        prefix, fds = (rules.prefix, {*rules.fds}) if rules else ((), set())
+        yield prefix, fds, prepare if limits or (rules and rules.enters) else None
 
 
 @record
@@ -189,8 +193,8 @@ def run_server(program: str, *args: str | int, timeout: float) -> None:
     They are held until it is ready, or has failed, also if this process is killed meanwhile.
     """
     argv = _told(program, args)
-    leave = [sys.executable, "-I", "-S", "-c", LEAVE, ",".join(map(str, sorted(inherited)))]
-    result = _wait(_start([*leave, *argv], set(inherited), None, None), program, timeout, TERM_GRACE)
+    leave = [sys.executable, "-I", "-S", "-c", LEAVE, ",".join(map(str, sorted(held.locks)))]
+    result = _wait(_start([*leave, *argv], set(held.locks), None, None), program, timeout, TERM_GRACE)
     if result.status:
         raise failure(program, result)
 
@@ -198,9 +202,11 @@ def run_server(program: str, *args: str | int, timeout: float) -> None:
 @cache
 def bubblewrap() -> str | None:
     """The path of bwrap where landlock is missing and bwrap may work (containers often forbid it)."""
-    if confine.abi() or not confine.wanted or (path := shutil.which("bwrap")) is None:
+    from volctl import confine
+
+    if confine.abi() or (path := shutil.which("bwrap")) is None:
         return None
-    words = confine.walls("bwrap", Cage(), "/bin/true")
+    words = confine.walls("bwrap", confine.Cage(), "/bin/true")
     return path if run(*words, "/bin/true", ok=range(-64, 256)).status == 0 else None
 
 

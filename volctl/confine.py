@@ -24,8 +24,6 @@ from functools import cache
 from volctl.records import record
 
 Path = str | os.PathLike[str]
-wanted = True
-"""The configuration's `confine_qemu`."""
 
 # linux/landlock.h
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1, 2, 4, 8
@@ -55,9 +53,7 @@ class Cage:
     @contextmanager
     def around(self, program: str, wrapper: str | None = None) -> Iterator[Rules]:
         """The rules for one start of `program` (an absolute path); `wrapper` is the path of bubblewrap, if needed."""
-        if not wanted:
-            yield Rules(enters=False)
-        elif wrapper is not None:
+        if wrapper is not None:
             with _seccomp_file() as filter:
                 yield Rules(enters=False, prefix=walls(wrapper, self, program, filter), fds=filter)
         else:
@@ -119,8 +115,6 @@ def _seccomp_file() -> Iterator[tuple[int, ...]]:
 
 def in_force(wrapper: str | None = None) -> list[str]:
     """What confines qemu-img here, for a person to read; `wrapper` as for `Cage.around`."""
-    if not wanted:
-        return ["nothing (confine_qemu = false)"]
     found = [f"landlock (ABI {abi()}): only its source and target"] if abi() else []
     if wrapper is not None:
         found = ["bubblewrap: only its source and target, no network"]

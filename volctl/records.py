@@ -18,6 +18,7 @@ T = TypeVar("T")
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def record(cls: type[T]) -> type[T]:
     """Like `dataclass(frozen=True, slots=True)`: equal if all compared fields are, and hashable."""
+    cls.__doc__ = cls.__doc__ or cls.__name__  # else dataclass() writes one, from a signature that it parses
     made: Any = dataclass(slots=True, eq=False, repr=False)(cls)
     made._compared = staticmethod(attrgetter(*(found.name for found in fields(made) if found.compare)))
     for name in ("__eq__", "__hash__", "__repr__"):

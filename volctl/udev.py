@@ -10,8 +10,6 @@ from pathlib import Path
 
 from volctl import interrupt
 from volctl.errors import BackendError
-from volctl.files import device_holders
-from volctl.files.device import PROBES
 
 WAIT = 10.0
 _LOOKS = 3.0  # seconds for udev, which looks at every device that appears or was written
@@ -36,6 +34,9 @@ def wait_for(path: Path, seconds: float = WAIT) -> None:
 
 def holders(node: Path) -> list[str]:
     """Who holds the device, for a person to read; udev's passing looks are waited for and do not count."""
+    from volctl.files import device_holders
+    from volctl.files.device import PROBES
+
     end = time.monotonic() + _LOOKS
     while True:
         found = device_holders(node.resolve()) if node.is_block_device() else []  # /proc has no symlinks

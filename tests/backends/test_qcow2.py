@@ -17,7 +17,7 @@ import pytest
 from backends.qcow2 import Qcow2
 from tests import qcow2_files
 from tests.backends.conformance import Act, Conformance, new, quiet
-from volctl import command
+from volctl import command, held
 from volctl.backend import Backend, Setup
 from volctl.db.chains import StoredChains
 from volctl.db.store import Store, open_store
@@ -68,7 +68,7 @@ class OnRows:
         lives, lock = os.pipe()
         child = os.fork()
         if not child:
-            command.inherited.add(lock)
+            held.locks.add(lock)
             pool = self.afresh(pool)
             sys.setprofile(Countdown(step))
             act(pool)

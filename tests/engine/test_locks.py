@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPO
-from volctl import command
+from volctl import held
 from volctl.db.store import keep_owner
 from volctl.engine.locks import EXCLUSIVE, SHARED, LockDirectory
 from volctl.errors import LockedError
@@ -66,7 +66,7 @@ def test_all_or_none(locks: LockDirectory, tmp_path: Path) -> None:
     with locks.acquire({"b": EXCLUSIVE}, 0):
         assert locks.try_acquire({"a": EXCLUSIVE, "b": SHARED, "c": EXCLUSIVE}) is None
         assert os.listdir(tmp_path) == ["b"]
-    assert command.inherited == set()
+    assert held.locks == set()
 
 
 def test_locks_are_taken_in_one_order_whatever_they_are_asked_in(locks: LockDirectory) -> None:
@@ -125,7 +125,7 @@ def test_a_child_keeps_the_lock_of_a_parent_that_was_killed(locks: LockDirectory
     code = """
 import sys
 from pathlib import Path
-from volctl import command
+from volctl import command, held
 from volctl.engine.locks import LockDirectory
 LockDirectory(Path(sys.argv[1]), lambda path: None).acquire({"a": "exclusive"}, 0)
 command.run("sh", "-c", "echo $$; exec sleep 60", on_output=lambda text: print(text, flush=True, end=""))

@@ -22,6 +22,7 @@ from volctl.errors import BackendError
 from volctl.files import loopdev
 from volctl.images.convert import copy_image, make_image
 from volctl.images.gate import open_image
+from volctl.service.backends import confinement
 
 EVIL = r"""#!/usr/bin/python3
 import ctypes, json, os, socket, sys
@@ -186,9 +187,9 @@ def test_a_compressing_copy_stays_in_its_memory(tmp_path: Path) -> None:
 
 
 def test_where_nobody_wants_it(evil: Path, listening: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(confine, "wanted", False)
+    monkeypatch.setattr(command, "confined", False)
     assert try_everything(evil, listening, Cage())["passwd"] == "done"
-    assert confine.in_force() == ["nothing (confine_qemu = false)"]
+    assert confinement() == ["nothing (confine_qemu = false)"]
 
 
 @pytest.fixture

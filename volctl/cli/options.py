@@ -231,12 +231,12 @@ def _output(asked: str | None, json: bool) -> str:
     return chosen
 
 
-_DURATION = re.compile(r"(?=.)(?:([0-9]{1,9})h)?(?:([0-9]{1,9})m)?(?:([0-9]{1,9})s)?(?:([0-9]{1,9})ms)?")
+_DURATION = r"(?=.)(?:([0-9]{1,9})h)?(?:([0-9]{1,9})m)?(?:([0-9]{1,9})s)?(?:([0-9]{1,9})ms)?"
 
 
 def duration(text: str, option: str) -> float:
     """Seconds of `90`, `90s`, `5m`, `1h30m`, `500ms`."""
-    match = _DURATION.fullmatch(text + "s" if text.isdigit() else text)
+    match = re.fullmatch(_DURATION, text + "s" if text.isdigit() else text)
     if not match:
         raise UsageError(f"{text!r} is not a duration for {option}", hint="write 90, 90s, 5m, 1h30m or 500ms")
     hours, minutes, seconds, milliseconds = (int(part or 0) for part in match.groups())

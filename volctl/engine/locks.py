@@ -16,8 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from volctl import command, files, interrupt
-from volctl.errors import LockedError
+from volctl import command, held, interrupt
+from volctl.errors import LockedError, of_os
 
 EXCLUSIVE, SHARED = "exclusive", "shared"
 Names = Mapping[str, str]
@@ -37,13 +37,13 @@ class LockSet:
 
     def add(self, name: str, descriptor: int, mode: str) -> None:
         self._held[name] = (descriptor, mode)
-        command.inherited.add(descriptor)
+        held.locks.add(descriptor)
 
     def close(self) -> None:
         """Let go. The files go, too, unless somebody shares them or a child of ours still works."""
         keep = command.children_left()
         for name, (descriptor, _) in self._held.items():
-            command.inherited.discard(descriptor)
+            held.locks.discard(descriptor)
             if not keep:
                 _unlink(descriptor, self._directory / name)
             os.close(descriptor)
@@ -123,8 +123,10 @@ class LockDirectory:
         try:
             return os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
-            with files.translated(f"make the lock {path}"):
+            try:
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                raise of_os(error, f"make the lock {path}") from error
             with suppress(FileNotFoundError):  # another command swept it meanwhile: `_lock` sees that, too
                 self._own(path)
             return descriptor

@@ -16,7 +16,7 @@ from volctl.files.directory import (
     os_open,
     translated,
 )
-from volctl.files.holders import device_holders, holders, know_locks
+from volctl.files.holders import device_holders, holders
 from volctl.files.listing import Seen, seen
 from volctl.files.sparse import allocate, can_share, copy, grow, reflink, reflinks
 
@@ -35,7 +35,6 @@ __all__ = [
     "forget",
     "grow",
     "holders",
-    "know_locks",
     "object_named",
     "os_open",
     "reflink",

@@ -9,21 +9,12 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
+from volctl import held
+
 _FLOCK = "hhqqi"  # struct flock: l_type, l_whence, l_start, l_len, l_pid
-
-_our_locks: Collection[int] = ()
-
-
-def know_locks(descriptors: Collection[int]) -> None:
-    """Descriptors of the lock files we hold, a live collection.
-
-    Whoever has one of those files open as well reads under the same shared lock: no stranger.
-    """
-    global _our_locks
-    _our_locks = descriptors
 
 
 def holders(path: Path, fd: int) -> list[str]:
@@ -129,9 +120,12 @@ def _is_ours(pid: int) -> bool:
 
 
 def _shares_lock(pid: str) -> bool:
-    """By the names alone: one that was replaced is shown as deleted."""
+    """Whoever has one of our lock files open reads under the same shared lock: no stranger.
+
+    By the names alone: one that was replaced is shown as deleted.
+    """
     try:
-        locks = {os.readlink(f"/proc/self/fd/{descriptor}") for descriptor in _our_locks}
+        locks = {os.readlink(f"/proc/self/fd/{descriptor}") for descriptor in held.locks}
         with os.scandir(f"/proc/{pid}/fd") as entries:
             return any(os.readlink(entry.path) in locks for entry in entries)
     except OSError:

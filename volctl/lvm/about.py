@@ -19,7 +19,7 @@ TAG = "volctl-about-"
 PIECE = 1000  # characters of a tag, below LVM's 1024
 LONGEST = 6000
 LARGEST = 1024 * 1024
-_PIECE = re.compile(re.escape(TAG) + r"([0-9]{2})-([A-Za-z0-9_-]*)")
+_PIECE = TAG + r"([0-9]{2})-([A-Za-z0-9_-]*)"
 
 
 def tags(target: Object) -> set[str]:
@@ -35,7 +35,7 @@ def tags(target: Object) -> set[str]:
 
 def told(lv_tags: Iterable[str]) -> Json | None:
     """What the tags of an LV say; None for nothing, or what cannot be read."""
-    matches = sorted((match[1], match[2]) for match in map(_PIECE.fullmatch, lv_tags) if match)
+    matches = sorted((match[1], match[2]) for tag in lv_tags if (match := re.fullmatch(_PIECE, tag)))
     text = "".join(piece for _, piece in matches)
     try:
         packed = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import mmap
 import os
 import struct
 from collections.abc import Callable, Iterator
@@ -91,6 +90,8 @@ def _ranges(fd: int, request: int, start: int, end: int) -> None:
 
 def copy(source: int, target: int, length: int, progress: Callable[[int, int], None]) -> None:
     """Copy the first `length` bytes, zeros too. Both are open with O_DIRECT."""
+    import mmap
+
     with _translated(target), mmap.mmap(-1, CHUNK) as buffer, memoryview(buffer) as view:
         for start in range(0, length, CHUNK):
             interrupt.check()
@@ -102,6 +103,8 @@ def copy(source: int, target: int, length: int, progress: Callable[[int, int], N
 
 def make_equal(source: int, target: int, length: int) -> None:
     """As `copy`, but write only what differs, so that a snapshot of `target` need not keep more."""
+    import mmap
+
     with (
         _translated(target),
         mmap.mmap(-1, CHUNK) as ours, memoryview(ours) as wanted,

@@ -34,7 +34,7 @@ GRACE = 5.0
 TRIES = 3
 ANY = range(-64, 256)  # what a status means is told from the words
 CRASHED = (-11, -7)  # ended by SIGSEGV or SIGBUS
-_PASSING = re.compile(r"udev.*(fail|time)|cookie|semid|not found: device not cleared", re.IGNORECASE)
+_PASSING = r"(?i)udev.*(fail|time)|cookie|semid|not found: device not cleared"
 REPORT = ("fullreport", *ARGUMENTS)
 
 
@@ -206,7 +206,7 @@ class Group:
                 result = command.run(
                     "lvm", verb, *args, ok=ANY, pass_fds=self.locks, keep_locks=changes, timeout=timeout, grace=GRACE
                 )
-            passing = result.status in CRASHED or (result.status and _PASSING.search(result.err))
+            passing = result.status in CRASHED or (result.status and re.search(_PASSING, result.err))
             if not passing or attempt + 1 == TRIES:
                 break
             interrupt.pause(0.2 * 2**attempt)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from volctl import udev
 from volctl.backend import Attached
-from volctl.files import Ownership
 from volctl.lvm import blocks
 from volctl.lvm.group import ATTACHED, Session
 from volctl.lvm.report import LogicalVolume
+
+if TYPE_CHECKING:
+    from volctl.files import Ownership
 
 
 def attach(session: Session, lv: LogicalVolume, *, read_only: bool, ownership: Ownership | None) -> Path:

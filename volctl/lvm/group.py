@@ -28,7 +28,7 @@ FRESH = 5.0  # seconds that a report serves the questions of one survey
 LOOKS = 3  # times that udev may hold an LV, looking at it, longer than LVM waits for it (5 s)
 MARK = "volctl-db-"
 ATTACHED = "volctl-attached"
-_OBJECT = re.compile(r"(volume|snap|image)-([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
+_OBJECT = r"(volume|snap|image)-([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"
 Change = Callable[[Group], None]
 
 
@@ -127,7 +127,7 @@ class Session:
     def objects(self, group: VolumeGroup) -> list[Object]:
         """Snapshots first: the order in which they can be deleted."""
         names = sorted((lv for lv in group.lvs if self.mine(lv)), key=lambda lv: not lv.is_cow)
-        matches = filter(None, (_OBJECT.fullmatch(lv.name) for lv in names))
+        matches = filter(None, (re.fullmatch(_OBJECT, lv.name) for lv in names))
         return [Object(cast(Literal["volume", "snap", "image"], match[1]), match[2]) for match in matches]
 
     @contextmanager

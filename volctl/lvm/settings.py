@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from volctl.backend import Setup, check_options
 from volctl.errors import ConfigError
-from volctl.files import Ownership
 from volctl.model import MAX_SIZE, parse_size
 from volctl.records import record
+
+if TYPE_CHECKING:
+    from volctl.files import Ownership
 
 OPTIONS = (
     "volume_group", "provisioning", "pool", "pool_size", "clear", "mirrors", "stripes", "pv_tags",
     "snapshot_percentage", "owner", "group", "mode", "capabilities",
 )  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9_+.][A-Za-z0-9_+.-]{0,126}")
-_TAG = re.compile(r"[A-Za-z0-9_+.][A-Za-z0-9_+./=!:&#-]{0,127}")
+_TAG = r"[A-Za-z0-9_+.][A-Za-z0-9_+./=!:&#-]{0,127}"
 _RESERVED = re.compile(r"\.{1,2}|snapshot.*|pvmove.*|.*_(tdata|tmeta|pmspare|rimage|rmeta|mlog|mimage|cdata|cmeta).*")
 
 
@@ -55,11 +57,19 @@ def settings(setup: Setup) -> Settings:
         stripes=ask.number("stripes", 1, 1, 128),
         pv_tags=ask.tags("pv_tags"),
         snapshot_percentage=ask.number("snapshot_percentage", 100, 1, 100),
-        ownership=Ownership.of(setup.options, None) if {"owner", "group", "mode"} & setup.options.keys() else None,
+        ownership=_ownership(setup),
     )
     if found.mirrors and found.provisioning == "thin":
         raise ask.wrong("mirrors", "for thick volumes", "make the thin pool itself as raid1: see lvmthin(7)")
     return found
+
+
+def _ownership(setup: Setup) -> Ownership | None:
+    if not {"owner", "group", "mode"} & setup.options.keys():
+        return None
+    from volctl.files import Ownership
+
+    return Ownership.of(setup.options, None)
 
 
 @record
@@ -106,6 +116,6 @@ class _Options:
 
     def tags(self, option: str) -> frozenset[str]:
         value = self.options.get(option, [])
-        if not isinstance(value, list) or not all(isinstance(tag, str) and _TAG.fullmatch(tag) for tag in value):
+        if not isinstance(value, list) or not all(isinstance(tag, str) and re.fullmatch(_TAG, tag) for tag in value):
             raise self.wrong(option, "a list of tags", f'write {option} = ["ssd"]')
         return frozenset(value)

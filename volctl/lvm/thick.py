@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Sequence
 
@@ -25,6 +24,8 @@ def check_whole(lv: LogicalVolume, fd: int) -> None:
     """`BackendError` for a snapshot whose area became full: the kernel then fails every read of it."""
     if not lv.is_cow:
         return
+    import mmap
+
     try:
         with mmap.mmap(-1, mmap.PAGESIZE) as page:  # aligned, so O_DIRECT takes it
             os.preadv(fd, [page], 0)

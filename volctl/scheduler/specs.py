@@ -23,7 +23,7 @@ from typing import Any
 from volctl.errors import UsageError
 from volctl.model import GiB
 
-_NUMBER = re.compile(r"[+-]?(?:[0-9]{1,40}(?:\.[0-9]{0,40})?|\.[0-9]{1,40})(?:[eE][+-]?[0-9]{1,3})?")
+_NUMBER = r"[+-]?(?:[0-9]{1,40}(?:\.[0-9]{0,40})?|\.[0-9]{1,40})(?:[eE][+-]?[0-9]{1,3})?"
 _TRUE = {"1", "t", "true", "on", "y", "yes"}
 _FALSE = {"0", "f", "false", "off", "n", "no"}
 _NUMERIC: dict[str, Callable[[float, float], bool]] = {
@@ -42,8 +42,8 @@ _TEXTUAL: dict[str, Callable[[str, str], bool]] = {
     "s>=": operator.ge,
 }
 _OPERATORS = {*_NUMERIC, *_TEXTUAL, "<in>", "<is>", "<or>"}
-_GLUED = re.compile(r"(<[A-Za-z-]+>|s?[=!<>]=|s[<>]|[=<>])(.*)", re.DOTALL)
-_OR = re.compile(r"(?:(?<=\s)|^)<or>(?=\s|$)")
+_GLUED = r"(?s)(<[A-Za-z-]+>|s?[=!<>]=|s[<>]|[=<>])(.*)"
+_OR = r"(?:(?<=\s)|^)<or>(?=\s|$)"
 MIN_SIZE, MAX_SIZE, PROVISIONING = "provisioning:min_vol_size", "provisioning:max_vol_size", "provisioning:type"
 
 
@@ -53,7 +53,7 @@ def number(value: object) -> int | float | None:
         return None
     if isinstance(value, (int, float)):
         return None if math.isnan(value) else value
-    if not isinstance(value, str) or not _NUMBER.fullmatch(value):
+    if not isinstance(value, str) or not re.fullmatch(_NUMBER, value):
         return None
     digits = value.lstrip("+-")
     return int(value) if digits.isdigit() else float(value)
@@ -122,7 +122,7 @@ def split(requirement: str) -> tuple[str | None, str]:
 
 def alternatives(operand: str) -> list[str]:
     """`a <or> b` as [a, b]; an empty one stays, so that it can be refused."""
-    return [part.strip() for part in _OR.split(operand)]
+    return [part.strip() for part in re.split(_OR, operand)]
 
 
 def path(key: str) -> list[str] | None:
@@ -185,7 +185,7 @@ def _never(requirement: str) -> str | None:
 
 
 def _never_plain(requirement: str) -> str | None:
-    glued = _GLUED.match(requirement.strip())
+    glued = re.match(_GLUED, requirement.strip())
     if not glued:
         return None
     sign, rest = glued.groups()

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from volctl import command, confine, files, interrupt
+from volctl import command, interrupt
 from volctl.config import Config, Places, load, places
 from volctl.db import about as rows
 from volctl.db import events, volumes
@@ -139,8 +139,7 @@ def open_session(options: Options, watcher: Watcher, *, reads: bool = False) -> 
     """
     where = places(options.config, options.state_dir)
     config = load(where)
-    files.know_locks(command.inherited)
-    confine.wanted = config.confine_qemu
+    command.confined = config.confine_qemu
     project = options.project or os.environ.get("VOLCTL_PROJECT") or "default"
     usage(check_name, project)
     prepare(where)
