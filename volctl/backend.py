@@ -30,7 +30,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from volctl.errors import ConfigError, MissingError
+from volctl.errors import BackendError, ConfigError, MissingError
 from volctl.model import MiB, Object
 from volctl.records import record
 
@@ -208,6 +208,15 @@ class Backend(ABC):
     def free_space_key(self) -> str:
         """Backends with equal keys share one free figure (the device of a file system)."""
         return self.pool()
+
+    def verify(self, made: Object, size: int) -> None:
+        """`BackendError` unless what was made is there with that size in bytes, where that was not said already."""
+        if self.exact:
+            return
+        found = self.inspect(made)
+        if found is None or found.size != size:
+            there = f"{found.size} bytes" if found else "nothing"
+            raise BackendError(f"backend {self.name} made {there} instead of {size} bytes of {made.name}")
 
     def expect_survey(self) -> None:  # noqa: B027 - most are asked in no time
         """`check` and `stats` are asked for soon: what they wait for may begin now. Never fails."""

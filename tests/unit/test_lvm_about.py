@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from volctl.lvm import about
+from volctl.lvm import about, thick
+from volctl.lvm.adopt import ours
+from volctl.lvm.group import ATTACHED, Session
 from volctl.model import Json, Object
 
 TEXT = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S", "Zs", "Cf")), max_size=80)
@@ -37,3 +39,9 @@ def test_what_cannot_be_read_is_nothing(tags: set[str]) -> None:
 
 def test_nothing_to_tell_is_no_tag() -> None:
     assert about.tags(Object("volume", "x")) == set()
+
+
+def test_only_our_tags_are_ours() -> None:
+    target = Object("volume", "00000000-0000-4000-8000-000000000000", {"name": "web"})
+    given = Session("vg0", "fast", "db").tags(target) | {ATTACHED, f"{thick.TAIL}4194304"}
+    assert ours(given | {"volctl-like", "volctls", "mine", "volctl-volume-of-mine"}) == given

@@ -13,7 +13,7 @@ from volctl.db import events, image_cache
 from volctl.db.image_cache import AVAILABLE, DELETING, ERROR, FILLING, CachedImage
 from volctl.engine.running import Run
 from volctl.engine.task import Direction, Flow, Task
-from volctl.errors import BackendError, NoSpaceError
+from volctl.errors import NoSpaceError
 from volctl.flows.context import Context
 from volctl.model import GiB, Json, Object, now
 
@@ -70,9 +70,7 @@ class FillCacheTask(FillTask):
         image, backend = env.image(**state.image, size=size), env.backends.get(state.backend)
         with backend.writing(state.object, size) as target:
             copy_image(image, target, lambda done, total: env.progress("convert", done, total))
-        found = backend.inspect(state.object)
-        if found is None or found.size != size:
-            raise BackendError(f"{state.object.name} of backend {backend.name} is not there with {size} bytes")
+        backend.verify(state.object, size)
 
     def revert(self, run: FillRun) -> None:
         run.env.backends.get(run.state.backend).delete(run.state.object)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from volctl.backend import Backend
-from volctl.errors import BackendError, NoSpaceError, NotFoundError
+from volctl.errors import NoSpaceError, NotFoundError
 from volctl.flows.context import Context
 from volctl.flows.create import CreateRun, CreateState
 from volctl.model import Object, SourceKind
@@ -34,7 +34,7 @@ def _fill(run: CreateRun) -> None:
         backend.create(state.object, state.size)
     else:
         _from_object(env, state, backend)
-    verify(backend, state.object, state.size)
+    backend.verify(state.object, state.size)
 
 
 def source_object(state: CreateState) -> Object:
@@ -80,13 +80,3 @@ def _from_image(run: CreateRun, backend: Backend) -> None:
     image = env.image(**state.image, size=state.size)
     with backend.writing(state.object, state.size) as target:
         copy_image(image, target, lambda done, total: env.progress("convert", done, total))
-
-
-def verify(backend: Backend, made: Object, size: int) -> None:
-    """`BackendError` unless what was made is there with that size in bytes, where that was not said already."""
-    if backend.exact:
-        return
-    found = backend.inspect(made)
-    if found is None or found.size != size:
-        there = f"{found.size} bytes" if found else "nothing"
-        raise BackendError(f"backend {backend.name} made {there} instead of {size} bytes of {made.name}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from volctl import udev
 from volctl.adoption import Adoption, Found
@@ -18,6 +18,13 @@ _RESERVED = re.compile(
     r"snapshot|pvmove|volume-|snap-|image-|revert-|.*_(c|m|r|t)(data|meta|image|log|origin)|.*_vorigin"
 )
 """What LVM keeps for itself (lvm(8), "VALID NAMES"), and what a listing of ours may take for an object."""
+
+_OURS = r"volctl(-(volume|snap|image|attached)|-(db|id|about|tail)-.*)?"
+
+
+def ours(tags: Iterable[str]) -> set[str]:
+    """Those that volctl gives to a volume; a stranger's may begin alike."""
+    return {tag for tag in tags if re.fullmatch(_OURS, tag)}
 
 
 @record
@@ -82,8 +89,8 @@ class LvAdoption(Adoption):
             raise BackendError(f"{volume.name} is not in volume group {group.name}")
         if lv.name != name:
             self.session.change(lambda verbs: verbs.rename(lv.name, name))
-        if ours := {tag for tag in lv.tags if tag.startswith("volctl")}:
-            self.session.change(lambda verbs: verbs.tag(name, drop=ours))
+        if drop := ours(lv.tags):
+            self.session.change(lambda verbs: verbs.tag(name, drop=drop))
 
     def free(self, wanted: str) -> str:
         taken = {lv.name for lv in self.session.see().lvs}
