@@ -12,6 +12,7 @@ import gc
 import importlib
 import json
 import os
+import pkgutil
 import signal
 import sys
 import tempfile
@@ -161,9 +162,10 @@ def join(pid: int, command: Command) -> Outcome:
 
 
 def warm_up(modules: Sequence[str] = ()) -> None:
-    """Import what commands import when they run, and these: the first would pay for all."""
+    """Import what commands import when they run, and these (`package.*`: all of it): the first would pay for all."""
     for module in modules:
-        importlib.import_module(module)
+        for name in _below(module.removesuffix(".*")) if module.endswith(".*") else [module]:
+            importlib.import_module(name)
     with tempfile.TemporaryDirectory(prefix="volctl-warm-") as scratch:
         config = Path(scratch, "config.toml")
         config.write_text(f'[[backend]]\nname = "a"\nkind = "fake"\ndirectory = "{scratch}/pool"\n')
@@ -174,6 +176,12 @@ def warm_up(modules: Sequence[str] = ()) -> None:
             volctl.cli.main(line.split())
         for key in env:
             del os.environ[key]
+
+
+def _below(package: str) -> list[str]:
+    """Every module of a package but its program."""
+    found = pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}.")
+    return [module.name for module in found if not module.name.endswith("__main__")]
 
 
 def quiet(act: Callable[[], None]) -> None:

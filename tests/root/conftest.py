@@ -27,6 +27,13 @@ def disks() -> list[Path]:
     return [Path("/dev", block.name) for block in blocks if not (block / "serial").read_text().strip()]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_archive() -> None:
+    """LVM keeps the metadata of before each change for a month, and reads through them at each: thousands in a boot."""
+    with Path("/etc/lvm/lvmlocal.conf").open("a") as file:
+        file.write("backup { archive = 0 }\n")
+
+
 @pytest.fixture
 def blank_disks(disks: list[Path]) -> list[Path]:
     """The same, without what another test left on them."""
@@ -39,7 +46,7 @@ def blank_disks(disks: list[Path]) -> list[Path]:
 @pytest.fixture(scope="session")
 def warm_process() -> Iterator[Zygote]:
     """With what commands on LVM import: that takes seconds here."""
-    made = Zygote("backends.lvm", "sh", "pyudev", "volctl.images.convert", "volctl.cli.attach", "volctl.service.attach")
+    made = Zygote("volctl.*", "backends.lvm", "sh", "pyudev", "mmap")
     yield made
     made.close()
 

@@ -126,7 +126,7 @@ def _is_free(path: Path) -> bool:
 
 @contextmanager
 def furnished(root: Path, disks: Sequence[Path]) -> Iterator[Rig]:
-    zygote = Zygote("backends.lvm", "sh", "pyudev")
+    zygote = Zygote("volctl.*", "backends.lvm", "sh", "pyudev", "mmap")
     with ExitStack() as stack:
         stack.callback(zygote.close)
         for name, disk in zip(GROUPS.values(), disks, strict=False):
