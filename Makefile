@@ -5,7 +5,7 @@
 help:
 	@echo 'make demo    a 10 GiB volume from a real Debian image, step by step'
 	@echo 'make test    everything that is checked: lint, types, import rules, tests'
-	@echo 'make test-lvm  real LVM killed at every point, not every ninth, 100 lost databases, mirrors (hours)'
+	@echo 'make test-lvm  real LVM killed at every point and 500 times at random, 100 lost databases, mirrors (hours)'
 	@echo 'make torture kills, failing system calls, full disks, crowds, for half an hour'
 	@echo 'make bench   how fast it is, beside the bars'
 	@echo 'make lint    format, lint, types, import and house rules only'
@@ -19,8 +19,8 @@ test: lint
 	.venv/bin/python -m pytest -n 2 --dist worksteal $(PYTEST)
 
 test-lvm: lint
-	VOLCTL_KILL_STRIDE=1 VOLCTL_POPULATIONS=100 .venv/bin/python -m pytest tests/system/test_vm.py \
-		-k "conformance or kills or mends" $(PYTEST)
+	VOLCTL_KILL_STRIDE=1 VOLCTL_POPULATIONS=100 VOLCTL_RANDOM_KILLS=500 .venv/bin/python -m pytest \
+		tests/system/test_vm.py -k "conformance or kills or mends or rebuild or random" $(PYTEST)
 
 torture:
 	@scripts/torture $(TORTURE)

@@ -22,12 +22,20 @@ from typing import Any
 
 import pytest
 
+from volctl import interrupt
+
 REPO = Path(__file__).resolve().parent.parent
 EVERYTHING = os.environ.get("CI") == "true" or os.environ.get("VOLCTL_TEST_ALL") == "1"
 IS_ROOT = os.geteuid() == 0
 NOBODY = 65534
 MAKE = {"xfs": ["mkfs.xfs", "-q", "-m", "reflink=1"], "btrfs": ["mkfs.btrfs", "-q"]}
 LIMIT = 600.0  # seconds after which a test's own process is hung
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_done() -> None:
+    """A test that calls volctl in this process begins as a command does, whatever an earlier one finished."""
+    interrupt.listen()
 
 
 @dataclass(frozen=True, slots=True)

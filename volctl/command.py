@@ -18,13 +18,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from volctl import held, interrupt
 from volctl.errors import AccessError, BackendError, MissingError
-from volctl.records import record
+from volctl.records import mutable, record
 
 if TYPE_CHECKING:
     from volctl.confine import Cage
@@ -218,7 +218,7 @@ def failure(program: str, result: Result) -> BackendError:
     return BackendError(f"{program} {ended}: {said}", details={"stderr": result.err[-2000:], "status": result.status})
 
 
-@dataclass(slots=True)
+@mutable
 class _Child:
     """A process of `sh`; `out` and `err` are the files in memory that it prints to."""
 

@@ -19,10 +19,15 @@ POPULATIONS = int(os.environ.get("VOLCTL_POPULATIONS", "2"))
 RANDOM_KILLS = int(os.environ.get("VOLCTL_RANDOM_KILLS", "12"))
 ROOT_SUITE_LIMIT = 3600 * max(1, 9 // STRIDE, POPULATIONS // 20, RANDOM_KILLS // 100)  # seconds of a boot
 REPLAYS = int(os.environ.get("VOLCTL_REPLAYS", "10"))
-CHEAP = [] if STRIDE == 1 else ["-k", "not Raid1"]  # a mirror takes seconds to make there: they are in make test-lvm
+KILLS = ["test_lvm_kill.py", "test_lvm_settle_kill.py"]
+ONLY = {"kills-thin": "any_point and thin", "kills-thick": "not (any_point and thin)"}
+"""Of a boot's tests, by pytest's -k."""
+if STRIDE != 1:
+    ONLY["conformance"] = "not Raid1"  # a mirror takes seconds to make there: they are in make test-lvm
 BOOTS = {
     "conformance": ["test_lvm.py"],
-    "kills": ["test_lvm_kill.py", "test_lvm_settle_kill.py"],
+    "kills-thin": KILLS,
+    "kills-thick": KILLS,
     "mends": [
         "test_lvm_doctor.py",
         "test_lvm_adopt.py",
@@ -57,7 +62,7 @@ def suite(boot: str) -> list[str]:
     """The arguments for pytest; `rest` is all that no other boot names."""
     if boot == "rest":
         return ["tests/root", *(f"--ignore=tests/root/{name}" for names in BOOTS.values() for name in names)]
-    return [f"tests/root/{name}" for name in BOOTS[boot]] + (CHEAP if boot == "conformance" else [])
+    return [f"tests/root/{name}" for name in BOOTS[boot]] + (["-k", ONLY[boot]] if boot in ONLY else [])
 
 
 @pytest.mark.guest

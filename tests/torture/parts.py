@@ -38,10 +38,10 @@ class Part:
         return Line(self.what, kind, f"scripts/torture --only {self.name} --backend {kind}")
 
 
-def suite(*words: str, cases: str = "") -> Run:
+def suite(*words: str, cases: str = "", **always: str) -> Run:
     """Tests that are a torture of their own; counted are they, or what they say they did.
 
-    `cases` is the environment variable that tells them how much.
+    `cases` is the environment variable that tells them how much; `always` are others.
     """
 
     def run(kind: str, budget: Budget) -> Tally:
@@ -50,6 +50,7 @@ def suite(*words: str, cases: str = "") -> Run:
             argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={told}", *XML, *words]
             env = {
                 **os.environ,
+                **always,
                 "VOLCTL_SEED": str(budget.seed),
                 **({cases: str(budget.cases)} if cases and budget.cases is not None else {}),
             }
@@ -147,7 +148,7 @@ PARTS = (
     Part(
         "lvm-kills",
         "kill -9 at commits, outside actions and programs on real LVM, in a virtual machine",
-        suite("tests/system/test_vm.py", "-k", "root_suite and kills"),
+        suite("tests/system/test_vm.py", "-n2", "-k", "root_suite and kills", VOLCTL_KILL_STRIDE="1"),
         ("lvm",),
         on_request=True,
     ),

@@ -9,13 +9,14 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING
 
 from volctl.cli import stderr
 from volctl.cli.options import Common
 from volctl.cli.text import escape, fit
 from volctl.model import format_size
+from volctl.records import mutable
 
 if TYPE_CHECKING:
     from volctl.service import Watcher
@@ -26,7 +27,7 @@ BEGUN = "begun"
 ENDINGS = {"done": "", "undone": " (undone)", "failed": " (failed)"}
 
 
-@dataclass(slots=True)
+@mutable
 class Progress:
     """Hears a session's `Watcher` and draws. `flows`: leave a line for each flow and its tasks."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from typing import TYPE_CHECKING, Any, Generic
 
 from sqlalchemy import Connection
@@ -11,12 +11,13 @@ from sqlalchemy import Connection
 from volctl.engine import journal
 from volctl.engine.task import Cause, E, Flow, S
 from volctl.model import Json, now
+from volctl.records import mutable
 
 if TYPE_CHECKING:
     from volctl.engine.run import Engine
 
 
-@dataclass(slots=True)
+@mutable
 class Run(Generic[E, S]):
     """One run of a flow: what a task is given."""
 

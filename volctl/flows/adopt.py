@@ -6,7 +6,7 @@ Neither touches a byte. Both are undone if they fail or die: the name goes back,
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, TypeAlias
 
 from volctl import files
@@ -22,6 +22,7 @@ from volctl.flows.context import Context
 from volctl.flows.delete import check_deletable, check_holders
 from volctl.images.formats.magic import identify
 from volctl.model import Json, Object, SourceKind, Status, now
+from volctl.records import mutable
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 RELEASABLE = (Status.AVAILABLE, Status.ERROR)
 
 
-@dataclass(slots=True)
+@mutable
 class AdoptState:
     """`thing` is the name that it has on the backend without us, `path` that for people; `size` in bytes."""
 

@@ -5,7 +5,7 @@ An attach that fails or dies is undone, a detach that died is completed.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, TypeAlias
 
 from volctl.db import events, volumes
@@ -16,6 +16,7 @@ from volctl.flows.attached import DETACHABLE, without_device
 from volctl.flows.context import Context
 from volctl.flows.delete import check_holders
 from volctl.model import Attachment, Json, Object, Status, now
+from volctl.records import mutable
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 ATTACHABLE = (Status.AVAILABLE, Status.IN_USE)
 
 
-@dataclass(slots=True)
+@mutable
 class AttachState:
     """How to attach; `sector_size` in bytes, None for the backend's. `device` and `actual` as it became."""
 

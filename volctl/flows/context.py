@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from volctl.images import content
 from volctl.kinds import load
 from volctl.model import GiB, Json
 from volctl.quota import Quota
+from volctl.records import mutable
 
 if TYPE_CHECKING:
     from volctl.images.fetch import Download
@@ -117,7 +118,7 @@ def check_pools(backends: Sequence[Backend]) -> None:
             raise ConfigError(f"backends {other!r} and {backend.name!r} are the same pool {backend.pool()}")
 
 
-@dataclass(slots=True)
+@mutable
 class Context:
     """The environment of the flows of one command. `progress(what, done, total)` hears of copies."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, TypeAlias
 
 from volctl.engine.running import Run
@@ -10,6 +10,7 @@ from volctl.engine.task import Task
 from volctl.flows import fault
 from volctl.flows.context import Context
 from volctl.model import Json, Object, SourceKind, Status
+from volctl.records import mutable
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 IN_FLIGHT = (Status.CREATING, Status.DOWNLOADING)
 
 
-@dataclass(slots=True)
+@mutable
 class CreateState:
     """The request spec: what was asked, what was made of it, what was tried. Sizes in bytes.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from volctl.db import events, images, snapshots, volumes
@@ -13,6 +12,7 @@ from volctl.flows import fault
 from volctl.flows.context import Context
 from volctl.flows.refs import VOLUME_SCHEME
 from volctl.model import Json, Object, Status, Volume
+from volctl.records import mutable
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 DELETABLE = (Status.AVAILABLE, Status.ERROR)
 
 
-@dataclass(slots=True)
+@mutable
 class DeleteState:
     """`force`: from any `error` status, and the row alone if the backend is no longer configured."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, TypeAlias
 
 from volctl.db import events, quotas, types, volumes
@@ -14,13 +14,14 @@ from volctl.flows import fault, pools
 from volctl.flows.context import Context
 from volctl.flows.delete import check_holders
 from volctl.model import MAX_SIZE, Json, Object, Status, format_size, round_up
+from volctl.records import mutable
 from volctl.scheduler import Request, choose, size_bounds
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 
-@dataclass(slots=True)
+@mutable
 class ExtendState:
     """`size` is the new size, `before` the present one, in bytes. With `by`, `size` is added to it.
 

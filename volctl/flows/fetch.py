@@ -8,7 +8,7 @@ as `ID.part` with a row of its own, if the server can be asked for the rest.
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -23,6 +23,7 @@ from volctl.images import checksums, gate, packed, signatures, store
 from volctl.images.fetch import Download
 from volctl.images.formats.magic import identify
 from volctl.model import GiB, Json, KiB, format_size, now
+from volctl.records import mutable
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -33,7 +34,7 @@ STEP = 512 * KiB
 PAGES = (b"<!doctype html", b"<html")
 
 
-@dataclass(slots=True)
+@mutable
 class FetchState:
     """What is to be fetched, and what it turned out to be. Sizes in bytes.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -13,12 +13,13 @@ from volctl.errors import ExistsError
 from volctl.flows.context import Context
 from volctl.images import store
 from volctl.model import Json, Status, now
+from volctl.records import mutable
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 
-@dataclass(slots=True)
+@mutable
 class ImageState:
     """An image to register. `opened` opens it through the gate; None if `location` is a volume."""
 
@@ -130,7 +131,7 @@ def part_of(env: Context, image_id: str) -> Path:
     return env.places.images / f"{image_id}.part"
 
 
-@dataclass(slots=True)
+@mutable
 class ImageDeleteState:
     """`owned`: the file is our copy and goes too; a file in place is never touched."""
 

@@ -6,7 +6,6 @@ when they are run.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from volctl.db import events, image_cache
@@ -16,12 +15,13 @@ from volctl.engine.task import Direction, Flow, Task
 from volctl.errors import NoSpaceError
 from volctl.flows.context import Context
 from volctl.model import GiB, Json, Object, now
+from volctl.records import mutable
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 
-@dataclass(slots=True)
+@mutable
 class FillState:
     """An image-volume to make. `image` opens the image; `entry` is its row but for status and times."""
 
@@ -93,7 +93,7 @@ def excess(entries: list[CachedImage], size: int, env: Context) -> bool:
     return len(entries) >= limits["max_count"] or taken > limits["max_gigabytes"] * GiB
 
 
-@dataclass(slots=True)
+@mutable
 class EvictState:
     entry_id: str
     backend: str

@@ -6,7 +6,7 @@ It is completed once it was begun, since the old file is gone with the first ren
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -19,12 +19,13 @@ from volctl.flows.context import Context
 from volctl.flows.image import stored
 from volctl.images import store
 from volctl.model import Json, Status
+from volctl.records import mutable
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 
-@dataclass(slots=True)
+@mutable
 class ReplaceState:
     """`source_id` is the image that was fetched; it goes, unless it has a name (`copy`). `values` are of its row."""
 

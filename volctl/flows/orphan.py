@@ -7,7 +7,6 @@ completed once it was begun.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from volctl.backend import Backend
@@ -17,12 +16,13 @@ from volctl.engine.task import Direction, Flow, Task
 from volctl.errors import ConflictError, InUseError, VolctlError
 from volctl.flows.context import Context
 from volctl.model import Json, Object, Status
+from volctl.records import mutable
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 
-@dataclass(slots=True)
+@mutable
 class OrphanState:
     """The object's kind and id, and the volume that a snapshot is of; or the name of a leftover."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from volctl.db import events, snapshots, volumes
@@ -13,12 +12,13 @@ from volctl.flows import about, fault
 from volctl.flows.context import Context
 from volctl.flows.delete import check_holders
 from volctl.model import Json, Object, Status
+from volctl.records import mutable
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 
-@dataclass(slots=True)
+@mutable
 class RevertState:
     """`size` is the volume's present size, which it keeps."""
 

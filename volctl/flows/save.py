@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -13,12 +13,13 @@ from volctl.errors import ConflictError, NotFoundError
 from volctl.flows.context import Context
 from volctl.images import save
 from volctl.model import Json, Object, Snapshot, Status, Volume
+from volctl.records import mutable
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 
-@dataclass(slots=True)
+@mutable
 class SaveState:
     """What is saved, and where: `file` is an absolute path, None for the stream to `descriptor`.
 

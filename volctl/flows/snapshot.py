@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, TypeAlias
 
 from volctl.db import events, quotas, snapshots, volumes
@@ -14,12 +14,13 @@ from volctl.flows import about, fault
 from volctl.flows.context import Context
 from volctl.flows.request import check_still
 from volctl.model import Json, Object, Status, now
+from volctl.records import mutable
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 
-@dataclass(slots=True)
+@mutable
 class SnapshotState:
     """A snapshot that is to be taken of a volume."""
 

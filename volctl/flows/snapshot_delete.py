@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from volctl.db import events, snapshots
@@ -12,6 +11,7 @@ from volctl.errors import ConflictError
 from volctl.flows import fault
 from volctl.flows.context import Context
 from volctl.model import Json, Object, Status
+from volctl.records import mutable
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 DELETABLE = (Status.AVAILABLE, Status.ERROR, Status.ERROR_DELETING)
 
 
-@dataclass(slots=True)
+@mutable
 class SnapshotDeleteState:
     snapshot_id: str
     volume_id: str

@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import re
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 
 from volctl import command
@@ -24,6 +23,7 @@ from volctl.errors import BackendError, InUseError, NoSpaceError
 from volctl.images.formats import QEMU_DRIVER
 from volctl.images.gate import CheckedImage, check_fits
 from volctl.model import MiB
+from volctl.records import mutable
 
 FAST = ("-W", "-m", 4)
 PACKED = ("-c", "-m", 16)  # compressed clusters are written in their order
@@ -90,7 +90,7 @@ def _run(
     progress(length or 100, length or 100)
 
 
-@dataclass(slots=True)
+@mutable
 class _Watch:
     """Reads `(12.34/100%)` from what `qemu-img -p` prints, which comes in pieces of any length."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime
 
 from volctl import interrupt
@@ -17,7 +17,7 @@ from volctl.errors import AccessError, BackendError, ImageError, NotFoundError, 
 from volctl.images import http
 from volctl.images.http import Broken, Exchange, Head
 from volctl.model import KiB
-from volctl.records import record
+from volctl.records import mutable, record
 
 PAUSE, LONGEST_PAUSE = 0.2, 60.0  # seconds before the second try, doubled for each further one
 ENOUGH = 64 * KiB  # of progress, for the tries to be counted anew
@@ -77,7 +77,7 @@ class Policy:
     patience: float = 30.0
 
 
-@dataclass(slots=True)
+@mutable
 class Download:
     """A file that is being fetched. `position` is where the next piece belongs, `total` its length, if known."""
 

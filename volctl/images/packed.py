@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
 from volctl import files, interrupt
@@ -20,6 +20,7 @@ from volctl.errors import ImageCorruptError, ImageError, ImageTooBigError, Image
 from volctl.images.formats.magic import FOOTER, HEAD, LONGEST_MAGIC, by_head, packer
 from volctl.images.gate import Unpacking
 from volctl.model import KiB, MiB, format_size
+from volctl.records import mutable
 
 READ, WRITE, BLOCK = 256 * KiB, MiB, 64 * KiB
 MEMORY = 66 * MiB  # what xz -9 takes, so that a command stays within 150 MiB
@@ -73,7 +74,7 @@ def beginning(data: bytes, kind: str) -> bytes:
         raise ImageCorruptError(f"its {kind} data cannot be read ({error})") from error
 
 
-@dataclass(slots=True)
+@mutable
 class _Source:
     """The packed file, read from its beginning to its end."""
 
@@ -186,7 +187,7 @@ def _refusal(source: _Source, kind: str, error: Exception) -> ImageError:
     return source.corrupt(f"its {kind} data cannot be read ({said})")
 
 
-@dataclass(slots=True)
+@mutable
 class _Target:
     """The file that is written, and the bounds of what comes out."""
 

@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Literal, cast
 
@@ -23,6 +23,7 @@ from volctl.lvm.commands import Group
 from volctl.lvm.locking import locked
 from volctl.lvm.report import LogicalVolume, VolumeGroup
 from volctl.model import Object
+from volctl.records import mutable
 
 FRESH = 5.0  # seconds that a report serves the questions of one survey
 LOOKS = 3  # times that udev may hold an LV, looking at it, longer than LVM waits for it (5 s)
@@ -32,7 +33,7 @@ _OBJECT = r"(volume|snap|image)-([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"
 Change = Callable[[Group], None]
 
 
-@dataclass(slots=True)
+@mutable
 class Session:
     """One backend's way to its group. `pool` is the thin pool to use, None for thick LVs only."""
 

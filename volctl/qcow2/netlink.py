@@ -11,9 +11,10 @@ import struct
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from volctl.errors import BackendError
+from volctl.records import mutable
 
 Attributes = dict[int, bytes]
 
@@ -27,7 +28,7 @@ _LARGEST = 65536
 _PATIENCE = 30.0  # seconds for one answer of the kernel
 
 
-@dataclass(slots=True)
+@mutable
 class Family:
     """One that is there, and a conversation with it. `most` is the highest number of an attribute it knows."""
 

@@ -7,7 +7,7 @@ of its volume: what a live command is making is none.
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, ClassVar
 
 from volctl.backend import Backend
@@ -16,6 +16,7 @@ from volctl.engine import journal
 from volctl.engine.locks import LockSet, Names
 from volctl.errors import BackendError, ConflictError
 from volctl.model import Object, Snapshot, Status, Volume
+from volctl.records import mutable
 
 if TYPE_CHECKING:
     from volctl.service.session import Session
@@ -25,7 +26,7 @@ HOLDING = (Status.AVAILABLE, Status.IN_USE)
 """Statuses that promise that the object is there."""
 
 
-@dataclass(slots=True)
+@mutable
 class Difference:
     """`object` is what it is about, `id` that of its row or of the object, `locks` what guards it.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING
 
 from volctl.db import image_cache, snapshots, volumes
@@ -12,6 +12,7 @@ from volctl.flows.extend import ExtendState
 from volctl.flows.image_cache import EvictState
 from volctl.flows.orphan import OrphanState, counted_on
 from volctl.model import Json, Object, Status, Volume, format_size, round_up
+from volctl.records import mutable
 from volctl.service.doctor.difference import (
     HOLDING,
     RESTING,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from volctl.service.session import Session
 
 
-@dataclass(slots=True)
+@mutable
 class VolumeObject(Difference):
     """A volume's object is gone, or has another size than its row."""
 
@@ -66,7 +67,7 @@ class VolumeObject(Difference):
             volumes.transition(tx, volume.id, HOLDING, Status.ERROR, new_request(), fault=fault, **gone)
 
 
-@dataclass(slots=True)
+@mutable
 class SnapshotObject(Difference):
     """A snapshot's object is gone, or has another size than its row."""
 
@@ -91,7 +92,7 @@ class SnapshotObject(Difference):
             snapshots.transition(tx, self.id, (Status.AVAILABLE,), Status.ERROR, new_request(), fault=fault)
 
 
-@dataclass(slots=True)
+@mutable
 class CachedImageObject(Difference):
     """An image-volume of the cache is gone, has another size than its row, or was left in the middle of something."""
 
@@ -118,7 +119,7 @@ class CachedImageObject(Difference):
         session.engine.start("image_cache_evict", state, object_id=self.id, locks=locks)
 
 
-@dataclass(slots=True)
+@mutable
 class Orphan(Difference):
     """An object with our mark and no row, or with the row of a create that failed."""
 
@@ -148,7 +149,7 @@ class Orphan(Difference):
         session.engine.start("orphan_delete", state, object_id=self.target.id, locks=locks)
 
 
-@dataclass(slots=True)
+@mutable
 class SnapshotAlone(Difference):
     """The row of a snapshot whose volume has none, and which is on no backend."""
 
@@ -166,7 +167,7 @@ class SnapshotAlone(Difference):
             snapshots.remove(tx, self.id)
 
 
-@dataclass(slots=True)
+@mutable
 class Leftover(Difference):
     """What work left beside a volume, under a name that only such work takes."""
 
@@ -184,7 +185,7 @@ class Leftover(Difference):
         session.engine.start("orphan_delete", state, object_id=self.id, locks=locks)
 
 
-@dataclass(slots=True)
+@mutable
 class StrayDevice(Difference):
     """A device of ours over a volume that is not attached."""
 
@@ -211,7 +212,7 @@ class StrayDevice(Difference):
         session.engine.start("device_detach", state, object_id=self.id, locks=locks)
 
 
-@dataclass(slots=True)
+@mutable
 class SuspendedDevice(Difference):
     """The device of an attached volume waits for a program that has ended."""
 
@@ -231,7 +232,7 @@ class SuspendedDevice(Difference):
         session.engine.start("device_resume", state, object_id=self.id, locks=locks)
 
 
-@dataclass(slots=True)
+@mutable
 class DeviceOverNothing(StrayDevice):
     """The same where the file is gone: what it held can be read from the device only."""
 

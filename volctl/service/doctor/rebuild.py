@@ -8,7 +8,7 @@ there is none.
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from volctl.engine.locks import LockDirectory
 from volctl.errors import BackendError, ConflictError, DatabaseError, LockedError, NotFoundError
 from volctl.flows.context import Backends
 from volctl.model import Json, Object, SourceKind, Status, check_name, now
+from volctl.records import mutable
 from volctl.service.doctor.finding import Finding
 from volctl.service.session import Options, Watcher, prepare
 
@@ -111,7 +112,7 @@ def _fill(store: Store, config: Config, where: Places, rows: _Rows) -> None:
         rows.insert(tx)
 
 
-@dataclass(slots=True)
+@mutable
 class _Rows:
     """Rows as they are made again."""
 

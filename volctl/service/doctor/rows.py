@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from volctl.flows.image import ImageDeleteState, stored
 from volctl.flows.refs import VOLUME_SCHEME
 from volctl.images.store import identity_of
 from volctl.model import Image, Json, Object, Status
+from volctl.records import mutable
 from volctl.service.doctor.difference import (
     RESTING,
     Difference,
@@ -30,21 +30,21 @@ if TYPE_CHECKING:
     from volctl.service.session import Session
 
 
-@dataclass(slots=True)
+@mutable
 class BackendUnusable(Difference):
     """Nothing on it can be compared."""
 
     kind = "backend"
 
 
-@dataclass(slots=True)
+@mutable
 class BackendUnknown(Difference):
     """A volume lies on a backend that is not in the configuration."""
 
     kind = "backend_unknown"
 
 
-@dataclass(slots=True)
+@mutable
 class Halted(Difference):
     """A status in between, and nothing that works on it."""
 
@@ -69,7 +69,7 @@ class Halted(Difference):
                 volumes.transition(tx, self.id, between, Status.ERROR, new_request(), fault=fault, promised=0)
 
 
-@dataclass(slots=True)
+@mutable
 class Attachment(Difference):
     """The row says that it is attached, the system says otherwise (a reboot, `losetup -d`)."""
 
@@ -100,7 +100,7 @@ class Attachment(Difference):
             volumes.transition(tx, volume.id, (Status.IN_USE,), Status.AVAILABLE, new_request())
 
 
-@dataclass(slots=True)
+@mutable
 class StuckFlow(Difference):
     """A flow that has not ended, and whose command has."""
 
@@ -128,7 +128,7 @@ class StuckFlow(Difference):
             raise ConflictError(said or (cause.message if cause else "it is stuck again"))
 
 
-@dataclass(slots=True)
+@mutable
 class Reservation(Difference):
     """Quota that a flow reserved which is no more."""
 
@@ -145,7 +145,7 @@ class Reservation(Difference):
             quotas.release(tx, self.id)
 
 
-@dataclass(slots=True)
+@mutable
 class TypeGone(Difference):
     """A volume has a type that is not there."""
 
@@ -162,7 +162,7 @@ class TypeGone(Difference):
             types.add(tx, self.object, {}, None)
 
 
-@dataclass(slots=True)
+@mutable
 class ImageFile(Difference):
     """A registered image whose file or volume is gone, or is not what was checked."""
 
@@ -183,7 +183,7 @@ class ImageFile(Difference):
             images.change(tx, self.id or "", status=Status.ERROR)
 
 
-@dataclass(slots=True)
+@mutable
 class StoredAlone(Difference):
     """A file in the image store that no image owns."""
 
@@ -202,7 +202,7 @@ class StoredAlone(Difference):
         session.engine.start("image_delete", ImageDeleteState(self.id, True), object_id=self.id, locks=locks)
 
 
-@dataclass(slots=True)
+@mutable
 class Temporary(Difference):
     """What a first run that was killed left in the state directory."""
 

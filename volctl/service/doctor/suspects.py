@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from volctl.engine import journal
 from volctl.engine.locks import EXCLUSIVE
 from volctl.errors import Failure
 from volctl.model import Image, Object, Snapshot, Status, Volume, is_uuid
+from volctl.records import mutable
 from volctl.service.doctor import objects, rows
 from volctl.service.doctor.difference import HOLDING, RESTING, Difference
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from volctl.service.session import Session
 
 
-@dataclass(slots=True)
+@mutable
 class _View:
     """The rows in one transaction, taken after the listings."""
 
