@@ -59,8 +59,11 @@ def suite(*words: str, cases: str = "", **always: str) -> Run:
         tests = re.findall(r"(\d+) (?:passed|failed|error|skipped)", done.stdout)
         tally.runs = tally.runs or sum(map(int, tests))
         if done.returncode:
-            tally.wrong += [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+            tally.wrong += [
+                line for line in done.stdout.splitlines() if line.startswith(("FAILED tests", "ERROR tests"))
+            ]
             tally.wrong = tally.wrong or [f"pytest ended with {done.returncode}"]
+            print(done.stdout)
         return tally
 
     return run
