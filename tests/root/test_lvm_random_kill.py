@@ -21,7 +21,7 @@ from tests.root.counted import counted, noted
 from tests.root.lvm_crash import SETTLE, Rig, alone, furnished
 from tests.root.test_lvm_kill import BOTH, CASES, Case, attached, detached, gone, grown, made, reverted
 
-KILLS = int(os.environ.get("VOLCTL_RANDOM_KILLS", "12"))
+KILLS = int(os.environ.get("VOLCTL_RANDOM_KILLS", "6"))
 SEED = os.environ.get("VOLCTL_SEED", "1")
 BATCH = 50  # kills in one world
 Status = Callable[[Row | None], bool]

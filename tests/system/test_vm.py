@@ -16,7 +16,7 @@ from tests.conftest import EVERYTHING, REPO
 VM = str(REPO / "scripts" / "vm")
 STRIDE = int(os.environ.get("VOLCTL_KILL_STRIDE", "9"))
 POPULATIONS = int(os.environ.get("VOLCTL_POPULATIONS", "2"))
-RANDOM_KILLS = int(os.environ.get("VOLCTL_RANDOM_KILLS", "12"))
+RANDOM_KILLS = int(os.environ.get("VOLCTL_RANDOM_KILLS", "6"))
 ROOT_SUITE_LIMIT = 3600 * max(1, 9 // STRIDE, POPULATIONS // 20, RANDOM_KILLS // 100)  # seconds of a boot
 REPLAYS = int(os.environ.get("VOLCTL_REPLAYS", "10"))
 KILLS = ["test_lvm_kill.py", "test_lvm_settle_kill.py"]
