@@ -354,6 +354,19 @@ def test_a_timeout_whose_undo_fails_is_stuck_and_told(rig: Rig) -> None:
     assert rig.check() == []
 
 
+@pytest.mark.parametrize(("what", "status"), [(signal.SIGTERM, 143), ("expire", 124)])
+def test_an_undo_that_lasts_too_long_is_left_to_the_next_command(rig: Rig, what: Any, status: int) -> None:
+    """How it ended is told by what ended it."""
+    rig.order("a", delete={"pause": 60})
+    done = rig.run("create", "v", "--size", "3M", signals={"after CreateVolumeFromSpecTask": what})
+    assert done.status == status, done.err
+    assert "the next command ends what volume_create_manager" in done.err
+    rig.order("a")
+    assert rig.check() == []
+    assert (rig.volume("v") or {"status": "error"})["status"] == "error"
+    assert rig.flows(ended_at=None) == []  # type: ignore[arg-type]
+
+
 DONE = (
     "create v --size 1M",
     "create v --from-image QCOW2",

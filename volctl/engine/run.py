@@ -18,7 +18,7 @@ from volctl.engine import journal
 from volctl.engine.locks import LockDirectory, LockSet
 from volctl.engine.running import Run
 from volctl.engine.task import DIED, Cause, Direction, E, Flow, S, Task
-from volctl.errors import INTERRUPTIONS, ConflictError, InternalError, NoSpaceError, VolctlError
+from volctl.errors import INTERRUPTIONS, ConflictError, InternalError, NoSpaceError, TimedOut, VolctlError
 from volctl.model import now
 
 
@@ -64,8 +64,19 @@ class Engine(Generic[E]):
             self._forward(run, 0)
         except Exception as error:
             with interrupt.undoing():
-                return self._failed(run, error)
+                return self._failed_in_time(run, error)
         return None
+
+    def _failed_in_time(self, run: Run[E, Any], error: Exception) -> BaseException | None:
+        """A command that a signal or the deadline ends says so, also if no time was left to undo it all."""
+        try:
+            return self._failed(run, error)
+        except TimedOut as late:
+            if not isinstance(error, INTERRUPTIONS):
+                raise
+            self.warn(f"{late.message}: the next command ends what {run.flow.name} of {run.object_id} began")
+            run.next = None
+            return error
 
     def _failed(self, run: Run[E, Any], error: Exception) -> BaseException | None:
         phase = self._phase(run.id)
