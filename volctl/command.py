@@ -249,12 +249,13 @@ def _start(
     interrupt.check()
     interrupt.end_children = _end_all
     stdin: Any = _carrier(fds) if keep_locks else os.open(os.devnull, os.O_RDONLY)
+    passed = set() if keep_locks else fds
     child = _Child(None, threading.Event(), os.memfd_create("stdout"), os.memfd_create("stderr"))
     out: Any = {"_out": child.out}
     if on_output:
         out = {"_out": on_output, "_out_bufsize": 0, "_decode_errors": "replace"}  # 0: no character is split
     try:
-        for fd in fds:
+        for fd in passed:
             os.set_inheritable(fd, True)
         child.process = sh.Command(argv[0])(
             *argv[1:],
@@ -269,7 +270,7 @@ def _start(
             _err=child.err,
             _env=ENVIRONMENT | {"PATH": os.environ.get("PATH", os.defpath)},
             _cwd="/",
-            _pass_fds=set() if keep_locks else fds,
+            _pass_fds=passed,
             _truncate_exc=False,
             _ok_code=list(range(256)),
             _preexec_fn=prepare,

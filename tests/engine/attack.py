@@ -6,12 +6,21 @@ import os
 import random
 import signal
 import time
+from collections.abc import Iterable
 from contextlib import suppress
+
+from tests.engine.crash import Ended
 
 AGAIN = 0.7  # how likely the command that settles is killed as well, and the one after it …
 POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ENDS = frozenset({-signal.SIGKILL, *(128 + number for number in POLITE), *(-number for number in POLITE)})
 """How a command that was attacked may end, other than as usual."""
+
+
+def wrong_end(ended: Ended, codes: Iterable[int] = ()) -> list[str]:
+    """A signal's own exit code, whatever it met; done is done; and nothing else but these can go wrong."""
+    found = [] if ended.status in {0, *ENDS, *codes} else [f"exit {ended.status}: {ended.err.strip()}"]
+    return [*found, ended.err] if "Traceback" in ended.err else found
 
 
 def attack(pid: int, rng: random.Random, usual: float) -> str:

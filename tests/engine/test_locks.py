@@ -125,7 +125,7 @@ def test_a_child_keeps_the_lock_of_a_parent_that_was_killed(locks: LockDirectory
     code = """
 import sys
 from pathlib import Path
-from volctl import command, held
+from volctl import command
 from volctl.engine.locks import LockDirectory
 LockDirectory(Path(sys.argv[1]), lambda path: None).acquire({"a": "exclusive"}, 0)
 command.run("sh", "-c", "echo $$; exec sleep 60", on_output=lambda text: print(text, flush=True, end=""))

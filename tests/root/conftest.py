@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine.crash import Zygote
-from tests.root.warm import Warm
+from tests.root.warm import Warm, zygote
 
 collect_ignore_glob = [] if os.environ.get("VOLCTL_IN_VM") == "1" else ["test_*.py"]
 
@@ -45,8 +45,7 @@ def blank_disks(disks: list[Path]) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def warm_process() -> Iterator[Zygote]:
-    """With what commands on LVM import: that takes seconds here."""
-    made = Zygote("volctl.*", "backends.lvm", "sh", "pyudev", "mmap")
+    made = zygote()
     yield made
     made.close()
 

@@ -16,6 +16,7 @@ from tests.engine.crash import Ended, Zygote, noise
 from tests.oracle import Content, Row
 from tests.root import lvm_oracle
 from tests.root.lvm_rig import run, volume_group
+from tests.root.warm import zygote
 
 MiB = 1024**2
 SIZE = 4 * MiB
@@ -126,12 +127,12 @@ def _is_free(path: Path) -> bool:
 
 @contextmanager
 def furnished(root: Path, disks: Sequence[Path]) -> Iterator[Rig]:
-    zygote = Zygote("volctl.*", "backends.lvm", "sh", "pyudev", "mmap")
+    warm = zygote()
     with ExitStack() as stack:
-        stack.callback(zygote.close)
+        stack.callback(warm.close)
         for name, disk in zip(GROUPS.values(), disks, strict=False):
             stack.enter_context(volume_group([disk], name))
-        rig = Rig(zygote, root)
+        rig = Rig(warm, root)
         _configure(rig)
         _fill(rig)
         yield rig

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.attack import AGAIN, ENDS, attack
+from tests.engine.attack import AGAIN, attack, wrong_end
 from tests.engine.crash import Ended
 from tests.oracle import Content, Row
 from tests.root.counted import counted, noted
@@ -85,11 +85,6 @@ def one(rig: Rig, case: Case, backend: str, usual: Usual, rng: random.Random) ->
         found += wrong_end(again)
     alone(rig.state)
     return said, [*found, *outcome(rig, case, backend, before, first)]
-
-
-def wrong_end(ended: Ended) -> list[str]:
-    wrong = ended.status not in {0, *ENDS} or "Traceback" in ended.err
-    return [f"exit {ended.status}: {ended.err.strip()}"] if wrong else []
 
 
 def outcome(rig: Rig, case: Case, backend: str, before: Row | None, first: Ended) -> list[str]:

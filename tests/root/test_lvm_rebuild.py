@@ -1,6 +1,6 @@
 """The database is lost and made again from the tags of LVs: random populations on thin and thick.
 
-`VOLCTL_POPULATIONS` says how many (a hundred: with `make torture`'s `lvm-rebuild`). Each begins in an empty group.
+`VOLCTL_POPULATIONS` says how many (a hundred: with `make test-lvm`). Each begins in an empty group.
 """
 
 from __future__ import annotations

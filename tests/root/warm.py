@@ -18,6 +18,11 @@ from volctl.model import MiB
 BOUND = 45.0  # seconds of a command that fails: an emulated processor under load, and yet less than a pool's 60
 
 
+def zygote() -> Zygote:
+    """A warm process with all that commands on LVM import: that takes seconds here."""
+    return Zygote("volctl.*", "backends.lvm", "sh", "pyudev", "mmap")
+
+
 @dataclass(frozen=True, slots=True)
 class Warm:
     """`warm("create", "v", "--size", "1")` in a state directory of its own, on the backend `fast`."""

@@ -6,7 +6,7 @@ import random
 import time
 from dataclasses import dataclass, field
 
-from tests.engine.attack import AGAIN, ENDS, attack
+from tests.engine.attack import AGAIN, attack, wrong_end
 from tests.engine.crash import Ended, Rig
 from tests.torture.core import Budget, Tally, another, quiet, worlds
 from tests.torture.verbs import Verb, fitting, outcome
@@ -52,12 +52,12 @@ def _one(world: Rig, rng: random.Random, usual: Usual, tally: Tally) -> None:
         verb.prepare(rig)
         first, how = _attacked(rig, verb.argv, rng, seconds)
         said = [f"{name} by {how}: exit {first.status}"]
-        found = _told(first, verb)
+        found = wrong_end(first, verb.codes)
         tally.note("survivors of their own kill" if first.status >= 0 else "killed")
         while rng.random() < AGAIN:
             line = rng.choice(SETTLING)
             again, how = _attacked(rig, line, rng, usual[line])
-            found += _told(again, verb)
+            found += wrong_end(again, verb.codes)
             said.append(f"{line} by {how}: exit {again.status}")
             tally.note("killed while settling")
         if not quiet(rig.root):
@@ -71,10 +71,3 @@ def _attacked(rig: Rig, line: str, rng: random.Random, usual: float) -> tuple[En
     pid = rig.start(*rig.words(line))
     told = attack(pid, rng, usual)
     return rig.join(pid), told
-
-
-def _told(ended: Ended, verb: Verb) -> list[str]:
-    """A signal's own exit code, whatever it met; done is done; and nothing else but the verb's own can go wrong."""
-    allowed = {0, *ENDS, *verb.codes}
-    found = [] if ended.status in allowed else [f"exit {ended.status}: {ended.err.strip()}"]
-    return [*found, ended.err] if "Traceback" in ended.err else found

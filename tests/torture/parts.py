@@ -59,14 +59,17 @@ def suite(*words: str, cases: str = "", **always: str) -> Run:
         tests = re.findall(r"(\d+) (?:passed|failed|error|skipped)", done.stdout)
         tally.runs = tally.runs or sum(map(int, tests))
         if done.returncode:
-            tally.wrong += [
-                line for line in done.stdout.splitlines() if line.startswith(("FAILED tests", "ERROR tests"))
-            ]
+            tally.wrong += [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
             tally.wrong = tally.wrong or [f"pytest ended with {done.returncode}"]
             print(done.stdout)
         return tally
 
     return run
+
+
+def boots(which: str, cases: str = "", **always: str) -> Run:
+    """Those of the guest's suite, by pytest's -k; two at a time."""
+    return suite("tests/system/test_vm.py", "-n2", "-k", f"root_suite and {which}", cases=cases, **always)
 
 
 def counted(told: Iterable[ElementTree.Element]) -> Tally:
@@ -134,7 +137,7 @@ PARTS = (
     Part(
         "lvm-rebuild",
         "a lost database made again, of random populations",
-        suite("tests/system/test_vm.py", "-k", "root_suite and rebuild", cases="VOLCTL_POPULATIONS"),
+        boots("rebuild", cases="VOLCTL_POPULATIONS"),
         ("lvm",),
         cases=100,
         on_request=True,
@@ -151,14 +154,14 @@ PARTS = (
     Part(
         "lvm-kills",
         "kill -9 at commits, outside actions and programs on real LVM, in a virtual machine",
-        suite("tests/system/test_vm.py", "-n2", "-k", "root_suite and kills", VOLCTL_KILL_STRIDE="1"),
+        boots("kills", VOLCTL_KILL_STRIDE="1"),
         ("lvm",),
         on_request=True,
     ),
     Part(
         "lvm-random",
         "killed or interrupted at a random time, and again while settling",
-        suite("tests/system/test_vm.py", "-k", "root_suite and random", cases="VOLCTL_RANDOM_KILLS"),
+        boots("random", cases="VOLCTL_RANDOM_KILLS"),
         ("lvm",),
         cases=500,
         on_request=True,
@@ -166,7 +169,7 @@ PARTS = (
     Part(
         "replay",
         "every write logged, replayed to a flush; quotas of the file system (in a virtual machine)",
-        suite("tests/system/test_vm.py", "-k", "root_suite and files", cases="VOLCTL_REPLAYS"),
+        boots("files", cases="VOLCTL_REPLAYS"),
         ("loop",),
         cases=100,
         on_request=True,
@@ -174,7 +177,7 @@ PARTS = (
     Part(
         "vm",
         "real LVM in a virtual machine: full pools, broken disks, holders, crowds (tests)",
-        suite("tests/system/test_vm.py", "-k", "root_suite and not (kills or files or rebuild or random)"),
+        boots("not (kills or files or rebuild or random)"),
         ("lvm",),
         on_request=True,
     ),
