@@ -121,6 +121,33 @@ for turn in range(150):
     assert os.listdir(tmp_path / "locks") == []
 
 
+@pytest.mark.parametrize("mode", [EXCLUSIVE, SHARED])
+def test_who_only_tidies_up_is_in_nobodys_way(locks: LockDirectory, tmp_path: Path, mode: str) -> None:
+    """A lock that no command holds is had at once, however many sweep, and let go of what they share."""
+    code = """
+import os, sys
+from pathlib import Path
+from volctl.engine.locks import LockDirectory
+directory = LockDirectory(Path(sys.argv[1]), lambda path: None)
+print("begun", flush=True)
+while os.getppid() == int(sys.argv[3]):
+    directory.sweep()
+    if sys.argv[2] == "shared":
+        directory.acquire({"a": "shared"}, 30).close()
+"""
+    words = [sys.executable, "-c", code, str(tmp_path), mode, str(os.getpid())]
+    others = [subprocess.Popen(words, cwd=REPO, stdout=subprocess.PIPE) for _ in range(3)]
+    try:
+        for other in others:
+            assert other.stdout and other.stdout.readline()
+        for _ in range(2000):
+            locks.acquire({"a": mode}, 0).close()
+    finally:
+        for other in others:
+            other.kill()
+            other.communicate()
+
+
 def test_a_child_keeps_the_lock_of_a_parent_that_was_killed(locks: LockDirectory, tmp_path: Path) -> None:
     code = """
 import sys

@@ -4,6 +4,9 @@ So "locked" means that the command or a child that works for it lives. A lock is
 only: an explicit unlock would free it under a living child. Whoever holds a file exclusively may
 unlink it, and does so at the end; hence, after `flock`, the file held and the file of that name are
 compared. What a killed command left is swept away by the next one.
+
+Who only tidies up locks a file for an instant, under a lock of the directory itself. Who finds a file
+locked, and will not wait, looks again under that lock: then it is a command's.
 """
 
 from __future__ import annotations
@@ -11,8 +14,8 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -41,11 +44,12 @@ class LockSet:
 
     def close(self) -> None:
         """Let go. The files go, too, unless somebody shares them or a child of ours still works."""
-        keep = command.children_left()
-        for name, (descriptor, _) in self._held.items():
+        if self._held and not command.children_left():
+            with suppress(OSError), _tidying(self._directory):
+                for name, (descriptor, _) in self._held.items():
+                    _unlink(descriptor, self._directory / name)
+        for descriptor, _ in self._held.values():
             held.locks.discard(descriptor)
-            if not keep:
-                _unlink(descriptor, self._directory / name)
             os.close(descriptor)
         self._held.clear()
 
@@ -88,14 +92,18 @@ class LockDirectory:
     def sweep(self) -> None:
         """Unlink the files of commands that are gone."""
         for name in os.listdir(self._directory):
-            if (descriptor := self._lock(name, EXCLUSIVE)) is not None:
-                _unlink(descriptor, self._directory / name)
-                os.close(descriptor)
+            with _tidying(self._directory):
+                if (descriptor := self._lock(name, EXCLUSIVE)) is not None:
+                    _unlink(descriptor, self._directory / name)
+                    os.close(descriptor)
 
     def _wait(self, name: str, mode: str, end: float, timeout: float) -> int:
         pause = 0.001
         while (descriptor := self._lock(name, mode)) is None:
             if time.monotonic() >= end:
+                with _tidying(self._directory):
+                    if (descriptor := self._lock(name, mode)) is not None:
+                        break
                 raise LockedError(
                     f"volume {name} is being worked on by another command (waited {timeout:g} s)",
                     hint="wait for it, or raise --lock-timeout",
@@ -130,6 +138,17 @@ class LockDirectory:
             with suppress(FileNotFoundError):  # another command swept it meanwhile: `_lock` sees that, too
                 self._own(path)
             return descriptor
+
+
+@contextmanager
+def _tidying(directory: Path) -> Iterator[None]:
+    """Alone among those who lock files only to unlink them. Nothing is waited for meanwhile."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _same(descriptor: int, path: Path) -> bool:
