@@ -16,11 +16,17 @@ from tests.conftest import EVERYTHING, REPO
 VM = str(REPO / "scripts" / "vm")
 STRIDE = int(os.environ.get("VOLCTL_KILL_STRIDE", "9"))
 POPULATIONS = int(os.environ.get("VOLCTL_POPULATIONS", "2"))
-RANDOM_KILLS = int(os.environ.get("VOLCTL_RANDOM_KILLS", "6"))
+RANDOM_KILLS = int(os.environ.get("VOLCTL_RANDOM_KILLS", "3"))
 ROOT_SUITE_LIMIT = 3600 * max(1, 9 // STRIDE, POPULATIONS // 20, RANDOM_KILLS // 100)  # seconds of a boot
 REPLAYS = int(os.environ.get("VOLCTL_REPLAYS", "10"))
+RANDOM = ["test_lvm_random_kill.py"]
 KILLS = ["test_lvm_kill.py", "test_lvm_settle_kill.py"]
-ONLY = {"kills-thin": "any_point and thin", "kills-thick": "not (any_point and thin)"}
+ONLY = {
+    "kills-thin": "any_point and thin",
+    "kills-thick": "not (any_point and thin)",
+    "random-thin": "thin",
+    "random-thick": "thick",
+}
 """Of a boot's tests, by pytest's -k."""
 if STRIDE != 1:
     ONLY["conformance"] = "not Raid1"  # a mirror takes seconds to make there: they are in make test-lvm
@@ -35,7 +41,8 @@ BOOTS = {
         "test_lvm_mend_kill.py",
     ],
     "rebuild": ["test_lvm_rebuild.py"],
-    "random": ["test_lvm_random_kill.py"],
+    "random-thin": RANDOM,
+    "random-thick": RANDOM,
     "files": ["test_log_writes.py", "test_file_system_quota.py"],
     "pools": ["test_lvm_pool.py", "test_lvm_limits.py", "test_lvm_disks.py", "test_lvm_holders.py"],
     "qcow2": ["test_qcow2.py"],

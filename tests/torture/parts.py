@@ -55,11 +55,12 @@ def suite(*words: str, cases: str = "", **always: str) -> Run:
                 **({cases: str(budget.cases)} if cases and budget.cases is not None else {}),
             }
             done = subprocess.run(argv, cwd=REPO, env=env, capture_output=True, text=True, check=False)
-            tally = counted(ElementTree.parse(told).iter("property"))
+            report = ElementTree.parse(told)
+            tally = counted(report.iter("property"))
+            tally.wrong += [sentence for case in report.iter("testcase") for sentence in failures(case)]
         tests = re.findall(r"(\d+) (?:passed|failed|error|skipped)", done.stdout)
         tally.runs = tally.runs or sum(map(int, tests))
         if done.returncode:
-            tally.wrong += [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
             tally.wrong = tally.wrong or [f"pytest ended with {done.returncode}"]
             print(done.stdout)
         return tally
@@ -70,6 +71,14 @@ def suite(*words: str, cases: str = "", **always: str) -> Run:
 def boots(which: str, cases: str = "", **always: str) -> Run:
     """Those of the guest's suite, by pytest's -k; two at a time."""
     return suite("tests/system/test_vm.py", "-n2", "-k", f"root_suite and {which}", cases=cases, **always)
+
+
+def failures(case: ElementTree.Element) -> list[str]:
+    """The name of a test that failed; of a boot, the names of those that failed in the guest."""
+    failed = [found for kind in ("failure", "error") for found in case.findall(kind)]
+    text = "\n".join(found.text or "" for found in failed)
+    within: list[str] = re.findall(r"^(?:E +)?(?:FAILED|ERROR) (tests/\S+)", text, re.MULTILINE)
+    return within or [f"{case.get('classname')}.{case.get('name')}" for _ in failed]
 
 
 def counted(told: Iterable[ElementTree.Element]) -> Tally:

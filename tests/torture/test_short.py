@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -17,7 +18,7 @@ from tests.engine.crash import Rig
 from tests.torture import report
 from tests.torture.core import Budget, Tally, worlds
 from tests.torture.matrix import everywhere
-from tests.torture.parts import LINES, PARTS, Part, counted
+from tests.torture.parts import LINES, PARTS, Part, counted, suite
 from tests.torture.planted import PLANTS, Plant, caught
 from tests.torture.verbs import VERBS
 
@@ -119,6 +120,17 @@ def test_what_tests_say_they_did_is_added_up() -> None:
     tally = counted(ElementTree.Element("property", name=name, value=value) for name, value in told)
     assert (tally.runs, tally.total, tally.told) == (9, 22, ["7 of 20 kills on thin", "2 of 2 cuts"])
     assert tally.notes == {"killed": 4}
+
+
+def test_what_failed_in_a_guest_is_counted_there_and_once(tmp_path: Path) -> None:
+    (tmp_path / "test_boots.py").write_text("""
+def test_passes(): pass
+def test_boot(): assert False, "of it:\\nFAILED tests/root/test_a.py::test_b[1] - x\\nERROR tests/root/test_c.py"
+def test_late(): assert False, "it took too long"
+""")
+    tally = suite(str(tmp_path))("any", Budget(1))
+    assert tally.runs == 3
+    assert tally.wrong == ["tests/root/test_a.py::test_b[1]", "tests/root/test_c.py", "test_boots.test_late"]
 
 
 def test_the_page_has_every_line_and_nothing_by_hand() -> None:
