@@ -19,8 +19,8 @@ test: lint
 	.venv/bin/python -m pytest -n 2 --dist worksteal $(PYTEST)
 
 test-lvm: lint
-	VOLCTL_KILL_STRIDE=1 VOLCTL_POPULATIONS=100 VOLCTL_RANDOM_KILLS=500 .venv/bin/python -m pytest \
-		tests/system/test_vm.py -k "conformance or kills or mends or rebuild or random" $(PYTEST)
+	VOLCTL_KILL_STRIDE=1 VOLCTL_POPULATIONS=100 VOLCTL_RANDOM_KILLS=250 .venv/bin/python -m pytest \
+		tests/system/test_vm.py -k "conformance or kills or mends or repair or rebuild or random" $(PYTEST)
 
 torture:
 	@scripts/torture $(TORTURE)

@@ -12,6 +12,7 @@ import pytest
 
 from tests.engine.crash import KILLED, Ended
 from tests.root import lvm_oracle
+from tests.root.counted import counted
 from tests.root.lvm_crash import GROUPS, SIZE, Rig, alone
 from tests.root.lvm_rig import lvs, run, words
 from tests.root.test_lvm_kill import STRIDE, rig, taken
@@ -30,12 +31,14 @@ def test_what_a_killed_doctor_began_is_done_by_the_next(rig: Rig, backend: str) 
     damage(rig, backend)
     whole = rig.run(*fix, programs=True, status=0)
     assert len(whole.json()) == 3 and rig.settled(backend) == []
-    for number in few(whole, f"doctor {backend}"):
+    points = few(whole, f"doctor {backend}")
+    for number in points:
         damage(rig, backend)
         died = rig.run(*fix, programs=True, die_at=number)
         rig.run(*fix, status=0)
         if found := rig.settled(backend):
             wrong[f"{number}: {died.points[-1]}"] = found
+    counted("kills of doctor --fix", len(points), len(whole.points))
     assert not wrong, "\n".join(f"{where}: {found}" for where, found in wrong.items())
 
 
@@ -55,7 +58,8 @@ def test_a_killed_rebuild_is_made_by_the_next(rig: Rig) -> None:
     lose(rig)
     whole = rig.run(*rebuild, programs=True, status=0)
     assert told(rig) == before and rig.settled(*GROUPS) == []
-    for number in few(whole, "rebuild"):
+    points = few(whole, "rebuild")
+    for number in points:
         lose(rig)
         died = rig.run(*rebuild, programs=True, die_at=number)
         there = (rig.state / "volctl.db").exists()
@@ -63,6 +67,7 @@ def test_a_killed_rebuild_is_made_by_the_next(rig: Rig) -> None:
         rig.run(*rebuild, status=5 if there else 0)
         if (found := rig.settled()) or told(rig) != before:
             wrong[f"{number}: {died.points[-1]}"] = found or told(rig)
+    counted("kills of doctor --rebuild", len(points), len(whole.points))
     assert not wrong, "\n".join(f"{where}: {found}" for where, found in wrong.items())
 
 
@@ -107,7 +112,8 @@ def test_what_is_taken_over_or_let_go_of_is_one_or_the_other(stray: Rig, backend
     adopt, release = ("adopt", backend, "stray", "v"), ("release", "v")
     whole = both(rig, adopt, release)[verb]
     back(rig, backend)
-    for number in few(whole, f"{verb} {backend}"):
+    points = few(whole, f"{verb} {backend}")
+    for number in points:
         if verb == "release":
             rig.run(*adopt, status=0)
         died = rig.run(*(adopt if verb == "adopt" else release), programs=True, die_at=number)
@@ -115,6 +121,7 @@ def test_what_is_taken_over_or_let_go_of_is_one_or_the_other(stray: Rig, backend
         if (found := rig.settled()) or (found := one_of_both(rig, backend)):
             wrong[f"{number}: {died.points[-1]}"] = found
         back(rig, backend)
+    counted(f"kills of {verb}", len(points), len(whole.points))
     assert not wrong, "\n".join(f"{where}: {found}" for where, found in wrong.items())
 
 

@@ -19,11 +19,14 @@ POPULATIONS = int(os.environ.get("VOLCTL_POPULATIONS", "2"))
 RANDOM_KILLS = int(os.environ.get("VOLCTL_RANDOM_KILLS", "3"))
 ROOT_SUITE_LIMIT = 3600 * max(1, 9 // STRIDE, POPULATIONS // 20, RANDOM_KILLS // 100)  # seconds of a boot
 REPLAYS = int(os.environ.get("VOLCTL_REPLAYS", "10"))
+REPAIR = ["test_lvm_mend_kill.py"]
 RANDOM = ["test_lvm_random_kill.py"]
 KILLS = ["test_lvm_kill.py", "test_lvm_settle_kill.py"]
 ONLY = {
     "kills-thin": "any_point and thin",
     "kills-thick": "not (any_point and thin)",
+    "repair-thin": "thin",
+    "repair-thick": "not thin",
     "random-thin": "thin",
     "random-thick": "thick",
 }
@@ -38,8 +41,9 @@ BOOTS = {
         "test_lvm_doctor.py",
         "test_lvm_adopt.py",
         "test_lvm_cache.py",
-        "test_lvm_mend_kill.py",
     ],
+    "repair-thin": REPAIR,
+    "repair-thick": REPAIR,
     "rebuild": ["test_lvm_rebuild.py"],
     "random-thin": RANDOM,
     "random-thick": RANDOM,

@@ -168,11 +168,18 @@ PARTS = (
         on_request=True,
     ),
     Part(
+        "lvm-repair",
+        "kill -9 of doctor --fix, doctor --rebuild, adopt and release on real LVM, in a virtual machine",
+        boots("repair", VOLCTL_KILL_STRIDE="1"),
+        ("lvm",),
+        on_request=True,
+    ),
+    Part(
         "lvm-random",
         "killed or interrupted at a random time, and again while settling",
         boots("random", cases="VOLCTL_RANDOM_KILLS"),
         ("lvm",),
-        cases=500,
+        cases=250,
         on_request=True,
     ),
     Part(
@@ -186,7 +193,7 @@ PARTS = (
     Part(
         "vm",
         "real LVM in a virtual machine: full pools, broken disks, holders, crowds (tests)",
-        boots("not (kills or files or rebuild or random)"),
+        boots("not (kills or repair or files or rebuild or random)"),
         ("lvm",),
         on_request=True,
     ),
