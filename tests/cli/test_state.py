@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing
 from pathlib import Path
@@ -123,6 +124,18 @@ def test_an_unusable_database(spoil: Any, cli: Cli) -> None:
         assert error["hint"]
     assert sorted(cli.pool.iterdir()) == kept
     assert (cli.pool / f"volume-{made['id']}").read_bytes()[:7] == b"content"
+
+
+def test_a_database_that_another_command_closes_is_waited_for(cli: Cli, volctl: Volctl) -> None:
+    """SQLite holds it alone meanwhile: longer than it waits by itself, where the disk is slow."""
+    cli.volume("v")
+    db = sqlite3.connect(cli.state / "volctl.db", isolation_level=None, check_same_thread=False)
+    db.execute("PRAGMA locking_mode=EXCLUSIVE")
+    db.execute("BEGIN EXCLUSIVE")
+    freed = threading.Timer(1.5, db.close)
+    freed.start()
+    volctl("show", "v", status=0)
+    assert freed.finished.is_set(), "it was held"
 
 
 def test_a_missing_database_beside_volumes(cli: Cli) -> None:

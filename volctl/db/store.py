@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, insert, select, update
 from sqlalchemy.exc import DatabaseError as SqlError
@@ -25,6 +26,7 @@ from volctl.db import migrations, tables
 from volctl.errors import DatabaseError, LockedError, NoSpaceError
 from volctl.model import now
 
+T = TypeVar("T")
 APPLICATION_ID = 0x766F6C63  # "volc"
 NETWORK_FILE_SYSTEMS = {
     "nfs",
@@ -135,24 +137,28 @@ def check_integrity(store: Store) -> None:
 
 
 def _begin(connection: Connection, begin: str) -> None:
-    """Begin, waiting for other writers in slices so that signals and the deadline are heard."""
     connection.info["begin"] = begin
+    _patiently(connection.begin, connection.rollback)
+
+
+def _connect(path: Path, engine: Engine) -> Connection:
+    """Whoever closes it last holds it alone, until all that was in its log is synced."""
+    with translated(path):
+        return _patiently(engine.connect)
+
+
+def _patiently(act: Callable[[], T], back: Callable[[], None] = lambda: None) -> T:
+    """Wait for others in slices, so that signals and the deadline are heard."""
     waited = 0.0
     while True:
         interrupt.check()
         try:
-            connection.begin()
-            return
+            return act()
         except OperationalError as error:
-            connection.rollback()
+            back()
             if "locked" not in str(error.orig) or waited > BUSY_LIMIT:
                 raise
             waited += BUSY_SLICE
-
-
-def _connect(path: Path, engine: Engine) -> Connection:
-    with translated(path):
-        return engine.connect()
 
 
 def open_store(path: Path, *, may_create: Callable[[], None] = lambda: None, take_over: bool = False) -> Store:
@@ -210,13 +216,15 @@ def _create(path: Path, may_create: Callable[[], None]) -> None:
             temporary.rename(path)
 
 
-def recreate(path: Path, database: str, fill: Callable[[Store], None]) -> Path | None:
+def recreate(path: Path, database: str, fill: Callable[[Store], None], may_replace: Callable[[], None]) -> Path | None:
     """Make a database that is lost again, with its uuid and what `fill` puts into it; all of it or nothing.
 
-    A file that is in its place is set aside; where to.
+    A file that is in its place is set aside; where to. `may_replace` raises if it should stay: asked
+    when nobody else can put one there.
     """
     _refuse_network(path.parent)
     with alone_in(path.parent):
+        may_replace()
         temporary, aside = _temporary(path), None
         remove_files(temporary)
         _build(temporary, database)

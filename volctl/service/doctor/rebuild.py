@@ -8,6 +8,7 @@ there is none.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,10 +48,15 @@ def rebuild(options: Options, watcher: Watcher) -> list[Finding]:
     """Make the database again; every volume and snapshot there is now, and what is not known of them."""
     where, config = _open(options)
     prepare(where)
-    _check_lost(where.database)
-    _check_idle(where.locks)
     rows = _Rows()
-    aside = recreate(where.database, _owner(config, where), lambda store: _fill(store, config, where, rows))
+
+    def may_replace() -> None:
+        _check_lost(where.database)
+        _check_idle(where.locks)
+
+    may_replace()
+    fill: Callable[[Store], None] = lambda store: _fill(store, config, where, rows)
+    aside = recreate(where.database, _owner(config, where), fill, may_replace)
     if aside:
         watcher.warn(f"the database that could not be used is now {aside}")
     watcher.warn("limits, registered images and the history are not on the backends; set and add them again")
