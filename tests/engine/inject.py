@@ -34,7 +34,7 @@ def inject(change: Json) -> None:
             tasks += [type(change["insert"], (Task,), {})(), task]
         else:
             tasks.append(failing(task, change))
-    new: Flow[Any, Any] = Flow(flow.name, flow.state, *tasks, direction=flow.direction)
+    new: Flow[Any, Any] = Flow(flow.name, flow.state, *tasks, direction=flow.direction, beside=flow.beside)
     new.on_undone, new.on_stuck = flow.on_undone, flow.on_stuck
     module, literal = LITERALS[flow.name].split(".")
     setattr(import_module(f"volctl.flows.{module}"), literal, new)

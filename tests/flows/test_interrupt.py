@@ -166,6 +166,23 @@ def test_what_must_be_completed_is_completed_by_the_next_command(rig: Rig, what:
     assert rig.there("src")["size"] == (5 if "extend" in argv else 2) * MiB
 
 
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("look", [{"pause": 7}, "broken"])
+def test_an_extend_that_a_signal_ends_says_so_whatever_is_seen_then(rig: Rig, look: Any, after: bool) -> None:
+    """Its look for what was done may fail, or last too long: then the next command completes it."""
+    rig.order("a", extend={"pause": 60, "after": after}, inspect=look)
+    pid = rig.start("extend", "src", "5M")
+    wait_for(lambda: '"extend"' in (rig.pools["a"] / "calls").read_text().splitlines()[-1])
+    os.kill(pid, signal.SIGTERM)
+    ended = rig.join(pid)
+    assert ended.status == 143, ended.err
+    assert "completed by the next command" in ended.err
+    rig.order("a")
+    assert rig.check() == []
+    row = rig.there("src")
+    assert (row["status"], row["size"]) == ("available", 5 * MiB)
+
+
 @pytest.mark.parametrize("line", ["extend src 5M", "create v --size 1M"])
 def test_a_signal_is_no_failure_of_a_backend(rig: Rig, line: str) -> None:
     """A survey goes on without a backend that fails, but not after a signal."""

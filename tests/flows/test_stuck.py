@@ -228,17 +228,31 @@ def test_an_extend_that_is_half_done_is_in_error_and_then_completed(rig: Rig) ->
 
 
 def test_an_extend_that_got_stuck_and_then_turns_out_untouched(rig: Rig) -> None:
-    """First nobody can tell the size; at the next try it is the old one, and there is no room."""
+    """First nobody can tell the size; at the next try it is the old one, and there is no room: undone."""
     rig.order("a", extend="broken", inspect="broken too")
     rig.run("extend", "src", "5M", status=8)
-    assert rig.fault("src")[0] == "backend"
+    assert rig.fault("src") == ("backend", "broken"), "not why nobody could look"
     rig.order("a", extend={"error": "no_space", "message": "full"})
     due(rig)
-    assert rig.check("src") == []
+    assert rig.check() == []
+    row = rig.there("src")
+    assert (row["status"], row["size"], row["fault"]) == ("available", 2 * MiB, None)
+
+
+@pytest.mark.parametrize("untouched", [False, True])
+def test_an_extend_that_is_stuck_is_not_forgotten_when_the_volume_is_detached(rig: Rig, untouched: bool) -> None:
+    rig.run("attach", "src", status=0)
+    rig.order("a", extend="broken", inspect="broken too")
+    rig.run("extend", "src", "5M", status=8)
     rig.order("a")
+    rig.run("detach", "src", status=0)
+    assert rig.there("src")["status"] == "error"
+    if untouched:
+        rig.order("a", extend={"error": "no_space", "message": "full"})
     due(rig)
     assert rig.check() == []
-    assert rig.there("src")["status"] == "available"
+    row = rig.there("src")
+    assert (row["status"], row["size"], row["fault"]) == ("available", (2 if untouched else 5) * MiB, None)
 
 
 # -- revert

@@ -16,6 +16,7 @@ from volctl.db import events, images, quotas, volumes
 from volctl.db.quotas import Usage
 from volctl.db.store import Store, open_store
 from volctl.engine import journal
+from volctl.flows import fault
 from volctl.model import now
 from volctl.quota import Quota
 
@@ -81,6 +82,7 @@ QUERIES: dict[str, Callable[[Connection], object]] = {
     "unfinished flows": journal.unfinished,
     "an unfinished flow of a volume": lambda tx: journal.is_open_for(tx, "0" * 36),
     "a later flow of a volume that is done": lambda tx: journal.done_later(tx, "0" * 36, 5),
+    "one that is not of some names": lambda tx: journal.done_later(tx, "0" * 36, 5, fault.BESIDE),
     "ended flows to forget": lambda tx: journal.has_older(tx, now()),
     "events to forget": lambda tx: events.has_older(tx, now()),
     "events of a volume": lambda tx: events.listing(tx, "0" * 36, 0, 10),

@@ -114,9 +114,11 @@ def open_of(tx: Connection, object_id: str) -> Sequence[str]:
     return tx.execute(query).scalars().all()
 
 
-def done_later(tx: Connection, object_id: str | None, number: int) -> bool:
-    """Was a flow of this object begun after flow `number`, and done?"""
+def done_later(tx: Connection, object_id: str | None, number: int, beside: Sequence[str] = ()) -> bool:
+    """Was a flow of this object, and none of those names, begun after flow `number`, and done?"""
     later = select(flows.c.id).where(flows.c.object_id == object_id, flows.c.number > number, flows.c.phase == DONE)
+    if beside:
+        later = later.where(flows.c.name.not_in(beside))
     return tx.execute(later.limit(1)).first() is not None
 
 

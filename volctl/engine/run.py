@@ -310,7 +310,7 @@ class Engine(Generic[E]):
     def _overtaken(self, run: Run[E, Any], row: RowMapping) -> bool:
         """A stuck flow whose object a later flow finished with has nothing left to complete."""
         with self.store.write() as tx:
-            later = run.again and journal.done_later(tx, run.object_id, row["number"])
+            later = run.again and journal.done_later(tx, run.object_id, row["number"], run.flow.beside)
             if later:
                 journal.update_flow(tx, run.id, phase=journal.ABANDONED, ended_at=now())
         return later

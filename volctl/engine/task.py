@@ -99,7 +99,7 @@ class Flow(Generic[E, S]):
     """A named list of tasks over one state class.
 
     `on_undone` and `on_stuck` add rows to the transaction that closes an undone flow, or that leaves
-    one stuck.
+    one stuck. A stuck flow is moot once another of its object is done later, but for those named in `beside`.
     """
 
     def __init__(
@@ -110,6 +110,7 @@ class Flow(Generic[E, S]):
         direction: Direction = Direction.UNDO,
         on_undone: Callable[[Connection, Run[E, S]], None] = nothing,
         on_stuck: Callable[[Connection, Run[E, S]], None] = nothing,
+        beside: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.state = state
@@ -117,6 +118,7 @@ class Flow(Generic[E, S]):
         self.direction = direction
         self.on_undone = on_undone
         self.on_stuck = on_stuck
+        self.beside = beside
 
     @property
     def task_names(self) -> list[str]:

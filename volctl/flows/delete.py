@@ -133,4 +133,5 @@ FLOW = Flow(
     DeleteEntryTask(),
     direction=Direction.COMPLETE,
     on_stuck=stuck,
+    beside=fault.BESIDE,
 )

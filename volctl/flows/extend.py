@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import field
 from typing import TYPE_CHECKING, TypeAlias
 
+from volctl import interrupt
 from volctl.db import events, quotas, types, volumes
 from volctl.db.quotas import Usage
 from volctl.engine.running import Run
@@ -19,6 +21,11 @@ from volctl.scheduler import Request, choose, size_bounds
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
+
+    from volctl.backend import Backend
+
+WORKING = (Status.EXTENDING, Status.ERROR)
+"""Its status while the flow is under way, or stuck."""
 
 
 @mutable
@@ -83,7 +90,7 @@ class CheckExtendTask(ExtendTask):
 
     def unrecord(self, tx: Connection, run: ExtendRun) -> None:
         quotas.release(tx, run.state.reservation)
-        volumes.transition(tx, run.state.volume_id, (Status.EXTENDING,), Status(run.state.status), run.request)
+        volumes.transition(tx, run.state.volume_id, WORKING, _after(tx, run), run.request, fault=None)
 
 
 class ExtendStorageTask(ExtendTask):
@@ -102,8 +109,7 @@ class ExtendStorageTask(ExtendTask):
             backend.extend(state.object, state.size)
             backend.resize_device(state.object)
         except VolctlError as error:
-            found = backend.inspect(state.object)
-            error.untouched = found is not None and found.size == state.before
+            error.untouched = _is_as_before(backend, state)
             raise
 
 
@@ -113,9 +119,21 @@ class ExtendEntryTask(ExtendTask):
     def record(self, tx: Connection, run: ExtendRun) -> None:
         state = run.state
         quotas.release(tx, state.reservation)
-        status, after = (Status.EXTENDING, Status.ERROR), Status(state.status)
-        volumes.transition(tx, state.volume_id, status, after, run.request, size=state.size, fault=None)
+        volumes.transition(tx, state.volume_id, WORKING, _after(tx, run), run.request, size=state.size, fault=None)
         events.add(tx, "extend.end", state.volume_id, run.request, {"size": state.size})
+
+
+def _is_as_before(backend: Backend, state: ExtendState) -> bool:
+    """Seen to be so: a look that fails, or for which no time is left, says nothing and hides no other error."""
+    with suppress(VolctlError), interrupt.undoing():
+        found = backend.inspect(state.object)
+        return found is not None and found.size == state.before
+    return False
+
+
+def _after(tx: Connection, run: ExtendRun) -> Status:
+    """What it was before, unless it was detached while the flow was stuck."""
+    return Status(run.state.status) if volumes.get(tx, run.state.volume_id).attachments else Status.AVAILABLE
 
 
 def _check_size(state: ExtendState) -> None:
@@ -143,7 +161,7 @@ def _check_room(tx: Connection, run: ExtendRun) -> None:
 
 def stuck(tx: Connection, run: ExtendRun) -> None:
     """Neither the old nor the new size is sure: `error`, until the flow is tried again."""
-    fault.keep(tx, run, (Status.EXTENDING, Status.ERROR), Status.ERROR)
+    fault.keep(tx, run, WORKING, Status.ERROR)
     quotas.release(tx, run.state.reservation)
 
 
@@ -155,4 +173,5 @@ FLOW = Flow(
     ExtendEntryTask(),
     direction=Direction.COMPLETE,
     on_stuck=stuck,
+    beside=fault.BESIDE,
 )

@@ -13,6 +13,8 @@ from volctl.model import Object, Status
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+BESIDE = ("volume_attach", "volume_detach", "device_detach", "device_resume", "image_save")
+"""Flows that leave a volume's storage as it is: one that is stuck in changing it still has to be completed."""
 TABLES = {"volume": tables.volumes, "snap": tables.snapshots}
 
 

@@ -104,4 +104,5 @@ FLOW = Flow(
     FinishRevertTask(),
     direction=Direction.COMPLETE,
     on_stuck=stuck,
+    beside=fault.BESIDE,
 )
