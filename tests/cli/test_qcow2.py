@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests import qcow2_files
 from tests.conftest import Volctl
+from volctl import held
 from volctl.db import volumes as rows
 from volctl.engine.locks import EXCLUSIVE
+from volctl.errors import LockedError
 from volctl.service import Options, Watcher, open_session
 
 MiB = 1024**2
@@ -95,6 +100,27 @@ def test_a_clone_is_locked_with_its_whole_tree_and_with_nothing_else(disks: Volc
             ):  # fmt: skip
                 disks(*refused, "--lock-timeout", "0", status=10)
             disks("extend", "raw", "2M", "--lock-timeout", "0")
+
+
+def test_a_volume_that_joins_a_tree_while_somebody_waits_for_it_is_locked_with_the_tree(disks: Volctl) -> None:
+    """As a clone does between its row and the end of its create."""
+    root, clone = (disks("create", name, "--size", "1M", "--json").json()["id"] for name in "vc")
+    options = Options(str(disks.home / "config.toml"), str(disks.state), lock_timeout=30)
+    with open_session(options, Watcher()) as session, ThreadPoolExecutor() as pool:
+        with session.locked({clone: EXCLUSIVE}):
+            waiting = pool.submit(elsewhere, options, clone)
+            time.sleep(0.3)
+            with session.store.write() as tx:
+                rows.change(tx, clone, tree=root)
+        assert waiting.result() == {clone: EXCLUSIVE, root: EXCLUSIVE}
+        with session.locked({root: EXCLUSIVE}), pytest.raises(LockedError):
+            elsewhere(replace(options, lock_timeout=0.1), clone)
+        assert held.locks == set()
+
+
+def elsewhere(options: Options, volume: str) -> dict[str, str]:
+    with open_session(options, Watcher()) as session, session.locked_volume(volume) as locks:
+        return locks.names
 
 
 def test_what_others_have_open_is_neither_frozen_nor_deleted(disks: Volctl) -> None:

@@ -46,9 +46,8 @@ def _create(session: Session, wanted: CreateRequest) -> Volume:
 
 def _create_from(session: Session, wanted: CreateRequest, source: SourceRef) -> Volume:
     volume_id = str(uuid.uuid4())
-    names = {volume_id: EXCLUSIVE} | source_lock(session.env, source)
     state = CreateState(volume_id, session.project, asdict(wanted), asdict(source))
-    with session.locked(names) as locks:
+    with session.locked_as(lambda: {volume_id: EXCLUSIVE} | source_lock(session.env, source)) as locks:
         try:
             session.engine.start("volume_create_api", state, object_id=volume_id, locks=locks)
         except VolctlError as error:

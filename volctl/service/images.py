@@ -178,7 +178,8 @@ def save(
     else:
         state.file = _file(target)
     # A lock of its own, too: others may share the source's, and would take this flow for a dead one's.
-    with session.locked({str(uuid.uuid4()): EXCLUSIVE} | source_lock(session.env, source)) as locks:
+    own = str(uuid.uuid4())
+    with session.locked_as(lambda: {own: EXCLUSIVE} | source_lock(session.env, source)) as locks:
         state = session.engine.start("image_save", state, object_id=source.id, locks=locks)
     made: Json = {"path": state.file, "format": format, "size": state.made.get("size"), "virtual_size": state.length}
     return made | {"source": to_json(Source(source.kind, source.id, source.name))}

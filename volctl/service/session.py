@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import field
@@ -79,8 +80,21 @@ class Session:
 
     def locked(self, names: Names) -> LockSet:
         """Hold locks by the ids of volumes (`exclusive` or `shared`) for a `with` block."""
+        return self.locked_as(lambda: names)
+
+    def locked_as(self, names: Callable[[], Names]) -> LockSet:
+        """The same; which, is asked again when they are held: a volume may have become part of a tree meanwhile."""
         interrupt.listen()
-        return self.locks.acquire(names, self.lock_timeout)
+        end = time.monotonic() + self.lock_timeout
+        while True:
+            locks = self.locks.acquire(names(), max(0.0, end - time.monotonic()))
+            if _suffice(locks, names):
+                return locks
+
+    def locked_now(self, names: Callable[[], Names]) -> LockSet | None:
+        """The same without waiting: None where somebody holds one of them."""
+        locks = self.locks.try_acquire(names())
+        return locks if locks is not None and _suffice(locks, names) else None
 
     @contextmanager
     def rows(self) -> Iterator[Connection]:
@@ -100,7 +114,7 @@ class Session:
             outdated = rows.outdated(tx, limit)
         failed: dict[str | None, VolctlError] = {}
         for target, volume_id, backend in outdated:
-            if backend in failed or (locks := self.locks.try_acquire(self._names(volume_id))) is None:
+            if backend in failed or (locks := self.locked_now(self._of_volume(volume_id))) is None:
                 continue
             with locks:
                 if error := about.catch_up(self.env, target, backend):
@@ -116,13 +130,28 @@ class Session:
         for late in failed:
             self.watcher.warn(f"what the object carries is older for now: {late.message}")
 
-    def _names(self, volume_id: str) -> Names:
-        with self.store.read() as tx:
-            return dict.fromkeys(volumes.lock_names(tx, volume_id), EXCLUSIVE)
+    def _of_volume(self, volume_id: str) -> Callable[[], Names]:
+        def names() -> Names:
+            with self.store.read() as tx:
+                return dict.fromkeys(volumes.lock_names(tx, volume_id), EXCLUSIVE)
+
+        return names
 
     def locked_volume(self, volume_id: str) -> LockSet:
         """Hold a volume, and the tree whose files it shares."""
-        return self.locked(self._names(volume_id))
+        return self.locked_as(self._of_volume(volume_id))
+
+
+def _suffice(locks: LockSet, names: Callable[[], Names]) -> bool:
+    """Are they those that are wanted by now? They are closed if not, or if that cannot be told."""
+    try:
+        if names().items() <= locks.names.items():
+            return True
+    except BaseException:
+        locks.close()
+        raise
+    locks.close()
+    return False
 
 
 def tell_rounding(session: Session, made: Volume, asked: int) -> None:

@@ -7,6 +7,7 @@ call ours, and only when it was agreed to.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 
 from volctl.db import volumes
 from volctl.db.store import check_integrity
@@ -59,7 +60,7 @@ def _repaired(session: Session, suspect: Difference, locks: LockSet) -> Finding:
 def _confirmed(session: Session) -> Iterator[tuple[Difference, LockSet]]:
     """What is so under its locks as well; whoever holds one of them lives, and is left alone."""
     for suspect in suspects(session):
-        locks = session.locks.try_acquire(_with_trees(session, suspect.locks))
+        locks = session.locked_now(partial(_with_trees, session, suspect.locks))
         if locks is None:
             continue
         with locks:
