@@ -69,6 +69,12 @@ class Lvm(Backend):
             extra=extra,
         )
 
+    def _awake(self) -> VolumeGroup:
+        """The group, and nothing attached is suspended: what is undone may have been done to its origin."""
+        group = self._vg.see()
+        self._vg.wake(group)
+        return group
+
     def pool(self) -> str:
         return self._options.group
 
@@ -159,15 +165,16 @@ class Lvm(Backend):
             yield Target(self.path(source), "raw", zeroed=False)
 
     def extend(self, volume: Object, size: int) -> None:
-        group = self._vg.see()
+        group = self._awake()
         lv = self._vg.existing(group, volume.name)
         if size < lv.size:
             raise BackendError(f"{volume.name} has {lv.size} bytes and is not cut to {size}")
-        if lv.is_thin:
-            if size > lv.size:
-                self._vg.change(lambda verbs: verbs.extend(lv.name, size))
-        else:
-            thick.extend(self._vg, group, lv, size, placement.layout_of(self._options, group).pvs)
+        with self._vg.awake(lv):
+            if lv.is_thin:
+                if size > lv.size:
+                    self._vg.change(lambda verbs: verbs.extend(lv.name, size))
+            else:
+                thick.extend(self._vg, group, lv, size, placement.layout_of(self._options, group).pvs)
 
     def snapshot(self, volume: Object, snapshot: Object) -> None:
         group, tags = self._vg.see(fresh=False), self._vg.tags(snapshot)
@@ -180,7 +187,7 @@ class Lvm(Backend):
         return self._make.instead(snapshot.name, lambda: self._vg.change(make))
 
     def delete_snapshot(self, volume: Object, snapshot: Object) -> None:
-        self._vg.remove(snapshot.name, self._vg.see(), self._options.clear)
+        self._vg.remove(snapshot.name, self._awake(), self._options.clear)
         self._vg.flush()
 
     def revert(self, volume: Object, snapshot: Object, size: int) -> None:
@@ -206,7 +213,7 @@ class Lvm(Backend):
         self._vg.change(lambda verbs: verbs.rename(new, volume.name))
 
     def delete(self, volume: Object) -> None:
-        group = self._vg.see()
+        group = self._awake()
         for name in (reverting(volume), volume.name):
             self._vg.remove(name, group, self._options.clear)
         self._vg.flush()  # also when all are gone: whoever removed them may have died before this

@@ -84,6 +84,10 @@ def grown(fate: Fate) -> str | None:
     return None if fate.after["size"] == wanted else f"{fate.after['size']} bytes, not {wanted}"
 
 
+def grown_in_use(fate: Fate) -> str | None:
+    return grown(fate) or _is(fate.after, "in-use")
+
+
 def reverted(fate: Fate) -> str | None:
     return _is(fate.after, "available")
 
@@ -112,13 +116,14 @@ CASES = {
     "undone": Case("create v --size 8M --backend B --max-attempts 1", "v", failed, order=FAILS, status=8),
     "delete": Case("delete bystander-B -y", "bystander-B", gone),
     "extend": Case("extend src-B +4M", "src-B", grown),
+    "extend-attached": Case("extend src-B +4M", "src-B", grown_in_use, attached=True),
     "snapshot": Case("snapshot create src-B s", "s", made, "now"),
     "snapshot-delete": Case("snapshot delete extra-B -y", "extra-B", gone),
     "revert": Case("revert src-B snap-B -y", "src-B", reverted, "then"),
     "attach": Case("attach src-B --read-only", "src-B", attached),
     "detach": Case("detach src-B", "src-B", detached, attached=True),
 }
-THICK = ("blank", "snapshot", "delete", "extend", "revert", "snapshot-delete")
+THICK = ("blank", "snapshot", "delete", "extend", "extend-attached", "revert", "snapshot-delete")
 BOTH = [*((name, "thin") for name in CASES), *((name, "thick") for name in THICK)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -238,6 +238,57 @@ def test_a_suspended_lv_is_resumed_to_be_deleted(group: str) -> None:
     run("dmsetup", "suspend", f"/dev/{group}/{volume.name}")
     pool.delete(volume)
     assert pool.objects() == [] and lvs(group) == []
+
+
+@pytest.mark.parametrize("provisioning", ["thin", "thick"])
+def test_an_attached_lv_that_a_killed_lvm_left_suspended_goes_on(group: str, provisioning: str) -> None:
+    """Whatever comes next: the work is completed, or what was made of it is taken back."""
+    pool, volume, snapshot, copy = ready(group, provisioning=provisioning), new(), new("snap"), new()
+    pool.create(volume, 4 * MiB)
+    device = pool.attach(volume, read_only=False)
+    again: list[Callable[[], None]] = [
+        lambda: pool.extend(volume, 8 * MiB),
+        lambda: pool.extend(volume, 8 * MiB),
+        lambda: pool.delete_snapshot(volume, snapshot),
+        lambda: pool.delete(copy),
+    ]
+    for act in again:
+        run("dmsetup", "suspend", device)
+        act()
+        found = pool.attached(volume)
+        assert found and not found.suspended
+    grown = pool.inspect(volume)
+    assert grown and grown.size == 8 * MiB
+    pool.detach(volume)
+
+
+def test_a_signal_while_an_lv_is_put_to_rest_is_heard(group: str) -> None:
+    """Also when something else had gone wrong before: the command is to end, and not to try again."""
+    pool, volume = ready(group), new()
+    pool.create(volume, 4 * MiB)
+    code = f"""
+import os, signal, subprocess, threading
+from volctl import interrupt
+from volctl.errors import Cancelled, NoSpaceError
+from volctl.lvm.group import Session
+interrupt.install()
+session = Session({group!r}, "b", {DATABASE!r})
+try:
+    with session.opened({volume.name!r}, os.O_RDWR, session.see()) as fd:
+        held = subprocess.Popen(["sleep", "60"], stdin=os.open("/dev/{group}/{volume.name}", os.O_RDONLY))
+        threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        raise NoSpaceError("the pool is full")
+except Cancelled as error:
+    print(type(error.__context__).__name__)
+finally:
+    held.kill()
+"""
+    done = subprocess.run(["python3", "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "NoSpaceError\n", done.stderr
+    quiet_again = time.monotonic() + 10
+    while pool.holders(volume) and time.monotonic() < quiet_again:
+        time.sleep(0.1)
+    pool.delete(volume)
 
 
 def test_the_lock_of_a_group_outlives_a_killed_command(group: str) -> None:

@@ -19,7 +19,7 @@ from tests.engine.crash import Ended
 from tests.oracle import Content, Row
 from tests.root.counted import counted, noted
 from tests.root.lvm_crash import SETTLE, Rig, alone, furnished
-from tests.root.test_lvm_kill import BOTH, CASES, Case, attached, detached, gone, grown, made, reverted
+from tests.root.test_lvm_kill import BOTH, CASES, Case, attached, detached, gone, grown, grown_in_use, made, reverted
 
 KILLS = int(os.environ.get("VOLCTL_RANDOM_KILLS", "3"))
 SEED = os.environ.get("VOLCTL_SEED", "1")
@@ -38,7 +38,7 @@ DONE_INTACT: dict[object, tuple[Status, Status]] = {
     detached: (_in("available"), _in("in-use")),
 }
 """What the row of a command's object says when it was done, and when not."""
-COMPLETED = (gone, grown, reverted, detached)
+COMPLETED = (gone, grown, grown_in_use, reverted, detached)
 """Verbs that a later command completes."""
 KILLED = {
     backend: [name for name, other in BOTH if other == backend and CASES[name].status == 0]
@@ -101,7 +101,7 @@ def outcome(rig: Rig, case: Case, backend: str, before: Row | None, first: Ended
         if found and first.status != 0:
             found, intact = rig.settled(backend), True
         rig.write(name, "now")
-    elif case.verdict is grown:
+    elif case.verdict in (grown, grown_in_use):
         assert before
         more = rig.there(name)["size"] - before["size"]
         done, intact = more == 4 << 20, more == 0

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from volctl.lvm import about, thick
 from volctl.lvm.adopt import ours
-from volctl.lvm.group import ATTACHED, Session
+from volctl.lvm.group import ATTACHED, AWAY, Session
 from volctl.model import Json, Object
 
 TEXT = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S", "Zs", "Cf")), max_size=80)
@@ -43,5 +43,5 @@ def test_nothing_to_tell_is_no_tag() -> None:
 
 def test_only_our_tags_are_ours() -> None:
     target = Object("volume", "00000000-0000-4000-8000-000000000000", {"name": "web"})
-    given = Session("vg0", "fast", "db").tags(target) | {ATTACHED, f"{thick.TAIL}4194304"}
+    given = Session("vg0", "fast", "db").tags(target) | {ATTACHED, AWAY, f"{thick.TAIL}4194304"}
     assert ours(given | {"volctl-like", "volctls", "mine", "volctl-volume-of-mine"}) == given

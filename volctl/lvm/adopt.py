@@ -19,7 +19,7 @@ _RESERVED = re.compile(
 )
 """What LVM keeps for itself (lvm(8), "VALID NAMES"), and what a listing of ours may take for an object."""
 
-_OURS = r"volctl(-(volume|snap|image|attached)|-(db|id|about|tail)-.*)?"
+_OURS = r"volctl(-(volume|snap|image|attached|away)|-(db|id|about|tail)-.*)?"
 
 
 def ours(tags: Iterable[str]) -> set[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from volctl import udev
 from volctl.backend import Attached
 from volctl.lvm import blocks
-from volctl.lvm.group import ATTACHED, Session
+from volctl.lvm.group import ATTACHED, AWAY, Session
 from volctl.lvm.report import LogicalVolume
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def detach(session: Session, lv: LogicalVolume) -> None:
     if lv.active:
         session.hide(lv.name, f"{lv.name} is in use")
     if ATTACHED in lv.tags or lv.read_only:
-        session.change(lambda verbs: verbs.permit(lv.name, "rw" if lv.read_only else None, drop={ATTACHED}))
+        session.change(lambda verbs: verbs.permit(lv.name, "rw" if lv.read_only else None, drop={ATTACHED, AWAY}))
 
 
 def attached(path: Path) -> Attached | None:

@@ -15,9 +15,9 @@ from dataclasses import field
 from pathlib import Path
 from typing import Literal, cast
 
-from volctl import udev
+from volctl import interrupt, udev
 from volctl.command import Running
-from volctl.errors import BackendError, Failure, InUseError, VolctlError
+from volctl.errors import INTERRUPTIONS, BackendError, Failure, InUseError, VolctlError
 from volctl.lvm import about, blocks
 from volctl.lvm.commands import Group
 from volctl.lvm.locking import locked
@@ -29,6 +29,8 @@ FRESH = 5.0  # seconds that a report serves the questions of one survey
 LOOKS = 3  # times that udev may hold an LV, looking at it, longer than LVM waits for it (5 s)
 MARK = "volctl-db-"
 ATTACHED = "volctl-attached"
+AWAY = "volctl-away"
+"""Tag of an attached origin that is, or is about to be, inactive while it grows."""
 _OBJECT = r"(volume|snap|image)-([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"
 Change = Callable[[Group], None]
 
@@ -159,8 +161,9 @@ class Session:
         try:
             with self._activated(name, flags, make) as fd:
                 yield fd
-        except BaseException:
-            with suppress(VolctlError):
+        except BaseException as error:
+            ending = isinstance(error, INTERRUPTIONS)
+            with suppress(VolctlError if ending else Failure):  # who is told to end only now still hears it
                 self.rest(name, stays)
             raise
         self.rest(name, stays)
@@ -186,6 +189,24 @@ class Session:
             if udev.holders(self.path(name)):
                 return None
         return None
+
+    def wake(self, group: VolumeGroup) -> None:
+        """Let attached LVs go on that an LVM which was killed left suspended: who uses them waits."""
+        for lv in group.lvs:
+            if lv.suspended and ATTACHED in lv.tags and self.mine(lv):
+                with self.changing() as verbs:
+                    verbs.resume(lv.name)
+
+    @contextmanager
+    def awake(self, lv: LogicalVolume) -> Iterator[None]:
+        """Inside an LV is changed that may be attached; it goes on, whatever comes."""
+        try:
+            yield
+        except BaseException:
+            if ATTACHED in lv.tags:
+                with suppress(VolctlError), interrupt.undoing():
+                    self.wake(self.look())
+            raise
 
     def hide(self, name: str, said: str) -> None:
         """Deactivate; `InUseError` begins with `said` and names who holds the LV, which stays as it was."""

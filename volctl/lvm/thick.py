@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 
-from volctl.errors import BackendError, InUseError
+from volctl import interrupt
+from volctl.errors import BackendError, InUseError, VolctlError
 from volctl.lvm import blocks
-from volctl.lvm.group import Session
+from volctl.lvm.group import AWAY, Session
 from volctl.lvm.report import LogicalVolume, VolumeGroup
 from volctl.model import MiB, round_up
 
@@ -37,31 +39,41 @@ def check_whole(lv: LogicalVolume, fd: int) -> None:
 
 
 def extend(session: Session, group: VolumeGroup, lv: LogicalVolume, size: int, pvs: Sequence[str]) -> None:
-    """Grow, then write zeros over the tail; a crash between leaves the tag, and whoever calls again finishes."""
+    """Grow, then write zeros over the tail; a crash between leaves tags, and whoever calls again finishes.
+
+    LVM grows an origin of snapshots only while it is inactive; it is active again whatever comes.
+    """
     if lv.read_only:
         raise InUseError(f"{lv.name} is attached read-only, and its new end must be zeroed", hint="detach it first")
     tail = min((int(tag.removeprefix(TAIL)) for tag in lv.tags if tag.startswith(TAIL)), default=lv.size)
+    away = AWAY in lv.tags or (lv.active and size > lv.size and bool(group.snapshots(lv.name)))
+    notes = {f"{TAIL}{tail}"} | ({AWAY} if away else set())
     if size > lv.size:
-        if not any(tag.startswith(TAIL) for tag in lv.tags):
-            session.change(lambda verbs: verbs.tag(lv.name, add={f"{TAIL}{tail}"}))
-        _grow(session, group, lv, size, pvs)
+        if not notes <= lv.tags:
+            session.change(lambda verbs: verbs.tag(lv.name, add=notes - lv.tags))
+        try:
+            if away and lv.active:
+                session.hide(lv.name, f"{lv.name} has snapshots and is in use, so LVM cannot extend it now")
+            session.change(lambda verbs: verbs.extend(lv.name, size, pvs))
+        except BaseException:
+            if away:
+                with suppress(VolctlError), interrupt.undoing():
+                    _back(session, lv.name)
+            raise
+    if away:
+        session.change(lambda verbs: verbs.activate(lv.name))
+        group = session.see()
     if tail < size:
         with session.opened(lv.name, os.O_RDWR, group) as fd:
             blocks.zero(fd, tail, size)
-    if tail < size or f"{TAIL}{tail}" in lv.tags:
-        session.change(lambda verbs: verbs.tag(lv.name, drop={f"{TAIL}{tail}"}))
+    if tail < size or notes & lv.tags:
+        session.change(lambda verbs: verbs.tag(lv.name, drop=notes))
 
 
-def _grow(session: Session, group: VolumeGroup, lv: LogicalVolume, size: int, pvs: Sequence[str]) -> None:
-    """LVM grows an origin of snapshots only while it is inactive; it is active again whatever comes."""
-    away = lv.active and bool(group.snapshots(lv.name))
-    if away:
-        session.hide(lv.name, f"{lv.name} has snapshots and is in use, so LVM cannot extend it now")
-    try:
-        session.change(lambda verbs: verbs.extend(lv.name, size, pvs))
-    finally:
-        if away:
-            session.change(lambda verbs: verbs.activate(lv.name))
+def _back(session: Session, name: str) -> None:
+    """As it was: who has it attached can open it."""
+    session.change(lambda verbs: verbs.activate(name))
+    session.change(lambda verbs: verbs.tag(name, drop={AWAY}))
 
 
 def copy_back(session: Session, group: VolumeGroup, name: str, past: LogicalVolume, size: int) -> None:
