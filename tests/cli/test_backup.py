@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 import stat
@@ -55,13 +56,52 @@ def test_what_is_there_is_not_replaced(cli: Cli) -> None:
     assert not (cli.home / "elsewhere").exists()
 
 
-@pytest.mark.parametrize("file", [".", "nowhere/copy.db", "state/volctl.db", "linked.db"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        ".",
+        "nowhere/copy.db",
+        "linked.db",
+        "state/volctl.db",
+        "state/volctl.db-wal",
+        "state/volctl.db-journal",
+        "state/locks/copy.db",
+        "state/volumes/copy.db",
+        "pipe",
+        "/dev/null",
+        "n" * 300,
+    ],
+)
 def test_where_no_backup_can_be(file: str, cli: Cli) -> None:
     cli.volume("v")
     (cli.home / "linked.db").symlink_to("state/volctl.db")
+    os.mkfifo(cli.home / "pipe")
     before = cli.everything()
     cli.error(2, "usage", "backup-db", file, "--force")
     assert cli.everything() == before
+
+
+def test_a_file_that_appears_meanwhile_is_not_replaced(cli: Cli, volctl: Volctl) -> None:
+    cli.volume("v")
+    code = """
+import os
+from volctl.cli import main
+link = os.link
+os.link = lambda *given, **how: (open("copy.db", "x").write("precious"), link(*given, **how))
+raise SystemExit(main(["backup-db", "copy.db"]))
+"""
+    argv = [sys.executable, "-c", code]
+    done = subprocess.run(argv, env=volctl.environment, cwd=cli.home, capture_output=True, text=True, check=False)
+    assert done.returncode == 5, done.stderr
+    assert (cli.home / "copy.db").read_text() == "precious"
+
+
+def test_from_a_directory_that_is_gone(cli: Cli, volctl: Volctl) -> None:
+    cli.volume("v")
+    (gone := cli.home / "gone").mkdir()
+    argv = ["sh", "-c", f'rmdir {gone}; exec "$@"', "sh", *volctl.argv, "backup-db", "copy.db"]
+    done = subprocess.run(argv, env=volctl.environment, cwd=gone, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "working directory is gone" in done.stderr
 
 
 def test_while_others_write(cli: Cli, volctl: Volctl) -> None:
@@ -84,7 +124,7 @@ def test_while_others_write(cli: Cli, volctl: Volctl) -> None:
 HALT = """
 import os, sys, time
 from volctl.cli import main
-os.rename = lambda *given: (print("whole", flush=True), time.sleep(600))
+os.link = lambda *given, **how: (print("whole", flush=True), time.sleep(600))
 main(["backup-db", "copy.db"])
 """
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+
+from sqlalchemy import Connection, create_engine
+from sqlalchemy.pool import StaticPool
 
 from volctl import files, interrupt
 from volctl.db.store import BACKUP_NOTE, Store, alone_in
@@ -20,18 +24,19 @@ VERSIONS = 18
 """Where a database's header says how it is written and read, a byte each: 2 with a log beside it (WAL), 1 without."""
 
 
-def backup(store: Store, target: Path, *, replace: bool) -> int:
+def backup(store: Store, target: Path, amend: Callable[[Connection], None], *, replace: bool) -> int:
     """Copy the database to `target`, durable and readable for its owner only; its bytes.
 
-    `ExistsError` if it is there, unless `replace`. It appears whole or not at all.
+    `amend` changes the copy before it is there, whole or not at all. `ExistsError` if there is such a
+    file, unless `replace`; `UsageError` for a place where none should be.
     """
     _check(store, target, replace=replace)
     with files.translated(f"back up the database to {target}"), _temporary(store, target) as (path, fd):
-        _copy(store, path, fd)
+        _copy(store, path, fd, amend)
         os.fsync(fd)
         size = os.fstat(fd).st_size
         _check(store, target, replace=replace)
-        path.rename(target)
+        files.give_name(path, target, replace=replace)
         try:
             with files.os_open(target.parent, os.O_RDONLY | os.O_DIRECTORY) as directory:
                 os.fsync(directory)
@@ -43,13 +48,29 @@ def backup(store: Store, target: Path, *, replace: bool) -> int:
 
 
 def _check(store: Store, target: Path, *, replace: bool) -> None:
-    if target.is_dir() or not target.parent.is_dir():
-        said = "is a directory" if target.is_dir() else "is in a directory that is not there"
-        raise UsageError(f"{target} {said}", hint="name a file")
-    if target.exists() and target.samefile(store.path):
+    try:
+        if not target.parent.is_dir():
+            raise UsageError(f"{target} is in a directory that is not there", hint="name a file")
+        there = target.stat() if target.exists() else None
+    except (OSError, ValueError) as error:
+        said = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"{str(target)!r} cannot be made: {said}") from error
+    if there and not stat.S_ISREG(there.st_mode):
+        said = "a directory" if stat.S_ISDIR(there.st_mode) else "no regular file"
+        raise UsageError(f"{target} is {said}", hint="name a file")
+    if there and target.samefile(store.path):
         raise UsageError(f"{target} is the database itself")
+    if _is_for_others(store.path, target):
+        raise UsageError(f"{target} is where volctl's own files are", hint="keep backups elsewhere")
     if os.path.lexists(target) and not replace:
         raise ExistsError(f"{target} is there already", hint="choose another name, or say --force")
+
+
+def _is_for_others(database: Path, target: Path) -> bool:
+    """A pool, a directory within the state directory, or what SQLite or we keep beside the database."""
+    state, directory = database.parent.resolve(), target.parent.resolve()
+    beside = directory == state and target.name.startswith((database.name, f".{database.name}", BACKUP_NOTE))
+    return beside or state in directory.parents or os.path.lexists(directory / files.MARKER)
 
 
 @contextmanager
@@ -93,7 +114,7 @@ def _forget(note: Path) -> None:
     note.unlink(missing_ok=True)
 
 
-def _copy(store: Store, path: Path, fd: int) -> None:
+def _copy(store: Store, path: Path, fd: int, amend: Callable[[Connection], None]) -> None:
     """In one view of the source, so that writers meanwhile neither show nor make it begin anew; no file beside it."""
     try:
         with store.read() as tx, closing(sqlite3.connect(path, isolation_level=None)) as copy:
@@ -103,6 +124,8 @@ def _copy(store: Store, path: Path, fd: int) -> None:
             copy.execute("PRAGMA journal_mode = MEMORY")
             copy.execute("PRAGMA synchronous = OFF")  # synced as a whole
             source.backup(copy, pages=PAGES, progress=lambda status, left, total: interrupt.check())
+            with create_engine("sqlite://", creator=lambda: copy, poolclass=StaticPool).connect() as changed:
+                amend(changed)
         os.pwrite(fd, b"\1\1", VERSIONS)
         with closing(sqlite3.connect(path, isolation_level=None)) as copy:
             (said,) = copy.execute("PRAGMA integrity_check(1)").fetchone()

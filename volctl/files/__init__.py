@@ -18,6 +18,7 @@ from volctl.files.directory import (
 )
 from volctl.files.holders import device_holders, holders
 from volctl.files.listing import Seen, seen
+from volctl.files.names import give_name
 from volctl.files.sparse import allocate, can_share, copy, grow, reflink, reflinks
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "device_holders",
     "directory_option",
     "forget",
+    "give_name",
     "grow",
     "holders",
     "object_named",

@@ -24,7 +24,6 @@ from volctl.model import Json, MiB
 
 FORMATS = ("raw", "qcow2")
 PIECE = MiB
-_CANNOT_LINK = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
 def check_place(file: Path, state: Path, *, replace: bool) -> Json:
@@ -90,24 +89,8 @@ def _shared(source: Target, fd: int) -> bool:
 def publish(temporary: Path, file: Path, *, replace: bool) -> None:
     """Give the image its name; durable on return. `ExistsError` if somebody made such a file meanwhile."""
     with files.translated(f"make {file}"):
-        if replace or not _linked(temporary, file):
-            os.rename(temporary, file)
-        else:
-            temporary.unlink()
+        files.give_name(temporary, file, replace=replace)
         _sync(file.parent)
-
-
-def _linked(temporary: Path, file: Path) -> bool:
-    """A link, unlike a rename, replaces nothing. False where the file system has none."""
-    try:
-        os.link(temporary, file, follow_symlinks=False)
-    except OSError as error:
-        if isinstance(error, FileExistsError) or os.path.lexists(file):
-            raise ExistsError(f"there is a file {file} now", hint="--force replaces it") from error
-        if error.errno not in _CANNOT_LINK:
-            raise
-        return False
-    return True
 
 
 def remove(file: Path, place: Json, made: Json | None = None) -> None:

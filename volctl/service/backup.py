@@ -4,14 +4,36 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from volctl.db import backup as database
-from volctl.model import Json
+from volctl.engine import journal
+from volctl.errors import UsageError
+from volctl.model import Json, now
+from volctl.service import flows
 from volctl.service.session import Session
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
 
 
 def backup(session: Session, file: str, *, replace: bool = False) -> Json:
     """Copy the database to a file, also while commands run; its path, its size in bytes, the database's uuid."""
-    target = Path(os.path.abspath(file))
-    size = database.backup(session.store, target, replace=replace)
+    try:
+        target = Path(os.path.abspath(file))
+    except FileNotFoundError as error:
+        raise UsageError("the working directory is gone", hint="name the file by its whole path") from error
+    size = database.backup(session.store, target, _end_flows, replace=replace)
     return {"file": str(target), "size": size, "database": session.store.uuid}
+
+
+def _end_flows(tx: Connection) -> None:
+    """In the copy nothing is under way: when it is put back, all that is open now has long come to its own end.
+
+    To undo or complete that then would be to delete, or to write over, what came after.
+    """
+    for open_ in journal.unfinished(tx, all_=True):
+        row = journal.load(tx, open_["id"])
+        assert row is not None
+        flows.close(tx, row, f"the backup was made while {row['name']} was under way: nobody knows how that ended")
+        journal.update_flow(tx, row["id"], phase=journal.ABANDONED, ended_at=now())

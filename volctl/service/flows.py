@@ -83,15 +83,19 @@ def abandon(session: Session, ref: str) -> FlowRun:
     """End an unfinished flow as it is; what it left on its backend is the operator's from now on."""
     row = _open(session, ref)
     with session.locked(row["locks"]):
-        session.engine.abandon(row["id"], _close)
+        session.engine.abandon(row["id"], _by_operator)
     return _run(session, row["id"])
 
 
-def _close(tx: Connection, row: RowMapping) -> None:
+def _by_operator(tx: Connection, row: RowMapping) -> None:
+    close(tx, row, f"flow {row['id']} ({row['name']}) was abandoned by the operator")
+
+
+def close(tx: Connection, row: RowMapping, why: str) -> None:
     """What was in the middle of something is in `error`; a reservation of the flow is given back."""
     quotas.release(tx, row["state"].get("reservation"))
     image_cache.close(tx, row["object_id"])
-    fault = {"code": "conflict", "message": f"flow {row['id']} ({row['name']}) was abandoned by the operator"}
+    fault = {"code": "conflict", "message": why}
     volume, snapshot = volumes.find(tx, row["object_id"]), snapshots.find(tx, row["object_id"])
     if volume is not None and volume.status in IN_BETWEEN:
         volumes.transition(tx, volume.id, IN_BETWEEN, Status.ERROR, row["request"], fault=fault, promised=0)
