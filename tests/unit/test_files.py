@@ -37,7 +37,7 @@ def test_a_copy_keeps_holes_and_odd_lengths(tmp_path: Path) -> None:
     assert [done for done, _ in told] == sorted(done for done, _ in told) and told[-1][1] == 64 * MiB + 123
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     pieces=st.lists(st.tuples(st.integers(0, 40), st.binary(min_size=1, max_size=3 * BLOCK)), max_size=6),
     length=st.integers(0, 50 * BLOCK),

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from backends.lvm import Lvm
@@ -118,7 +117,6 @@ def fits(frees: list[int], areas: int, size: int) -> bool:
     return sum(min(free, size) for free in frees) >= areas * size
 
 
-@hypothesis_settings(deadline=None)
 @given(st.lists(st.integers(0, 60), max_size=7), st.integers(1, 5))
 def test_areas_side_by_side_are_as_large_as_they_can_be(frees: list[int], areas: int) -> None:
     best = max((size for size in range(sum(frees) + 1) if len(frees) >= areas and fits(frees, areas, size)), default=0)
