@@ -35,7 +35,8 @@ from volctl.model import Object
 from volctl.qcow2 import tool
 from volctl.qcow2.export import PROGRAM, Export, marked, means
 from volctl.qcow2.header import read
-from volctl.qcow2.layers import Layers, base_of, is_layer, layer, owner, snapshot_of
+from volctl.qcow2.layers import Layers, base_of, layer, owner, snapshot_of
+from volctl.qcow2.links import is_layer
 from volctl.qcow2.settings import OPTIONS, layout
 from volctl.shelf import Shelf
 
@@ -154,6 +155,7 @@ class Qcow2(Shelf):
 
     def _drop(self, layers: Layers, snapshot: Object) -> None:
         """Take away the snapshot's name, and its layer if that is not needed."""
+        layers.name_again(snapshot)
         layers.place.remove(snapshot.name)
         layers.collect(layer(snapshot))
 

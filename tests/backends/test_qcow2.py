@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -179,6 +181,26 @@ class TestDeleteOrders:
             assert len(set(contents.values())) == 6 and all(any(content) for content in contents.values())
             victims = [list(contents)[first]]
             assert self._take_apart(Path(root, "pool"), rows, contents, victims) == 326  # beginnings of 120 orders
+
+    @pytest.mark.parametrize("lost", range(7))
+    def test_rows_of_another_time_cost_no_content(self, lost: int, tmp_path: Path) -> None:
+        """As when an older database was put back: nothing is known of one file, or of all."""
+        rows = InMemory()
+        pool = in_memory(tmp_path / "pool", rows)
+        pool.init()
+        contents = family(pool)
+        names = sorted(rows.rows)
+        assert len(names) == 6
+        left = {name: rows.rows[name] for name in names if lost < len(names) and name != names[lost]}
+        for first, second in itertools.permutations(contents, 2):
+            copied = tmp_path / "copied"
+            subprocess.run(["cp", "-a", tmp_path / "pool", copied], check=True)
+            pool = in_memory(copied, InMemory(deepcopy(left)))
+            for victim in (first, second):
+                pool.delete(victim)
+            for other in contents.keys() - {first, second}:
+                assert qcow2_files.read(pool.path(other)) == contents[other], f"{other.name} without {first} {second}"
+            shutil.rmtree(copied)
 
     def _take_apart(
         self, directory: Path, rows: InMemory, contents: dict[Object, bytes], victims: Iterable[Object]

@@ -46,6 +46,15 @@ def read(fd: int, name: str) -> Header:
     return Header(size, backing, _backing_format(os.pread(fd, 4096, 0), end), l1_offset, l1_size)
 
 
+def backing(fd: int) -> str | None:
+    """The name of the file below, also in a header that `read` refuses (marked as corrupt); None if there is none."""
+    raw = os.pread(fd, _HEADER.size, 0)
+    if len(raw) < _HEADER.size or raw[:4] != MAGIC.to_bytes(4, "big"):
+        return None
+    _, _, at, length, *_ = _HEADER.unpack(raw)
+    return os.pread(fd, min(length, LONGEST_NAME), at).decode(errors="replace") if at else None
+
+
 def _backing_format(raw: bytes, at: int) -> str | None:
     """From the header extension that names it; extensions are padded to 8 bytes, 0 ends them."""
     while at + _EXTENSION.size <= len(raw):

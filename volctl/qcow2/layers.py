@@ -4,6 +4,9 @@ What is cut off at any instant can be called again, and reads as before or as it
 rows (`Chains`) name a file's new parent before the file does, and forget the old one last. Layers
 never change while something lies over them, but for one case: the one file over a hidden layer is
 committed into it, which nobody can tell, and the layer then takes that file's name.
+
+Nothing goes or is changed that a file lies over by its own word (`links`), whatever the rows know. They do
+not take its word for it here, though: it may have been swapped.
 """
 
 from __future__ import annotations
@@ -17,8 +20,9 @@ from volctl import files
 from volctl.backend import Chains
 from volctl.errors import BackendError, InUseError, NoSpaceError
 from volctl.model import Object
-from volctl.qcow2 import tool
+from volctl.qcow2 import links, tool
 from volctl.qcow2.header import Header, is_blank, read
+from volctl.qcow2.links import is_below, is_layer
 from volctl.records import record
 
 SCAN = 64
@@ -28,10 +32,6 @@ SCAN = 64
 def layer(point: Object) -> str:
     """The frozen file of a snapshot, or of what a clone was made from."""
     return f"layer-{point.id}"
-
-
-def is_layer(name: str) -> bool:
-    return name.startswith("layer-")
 
 
 def new(name: str) -> str:
@@ -98,7 +98,11 @@ class Layers:
         return one is not None and two is not None and os.path.samestat(one, two)
 
     def over(self, name: str) -> list[str]:
-        """The files that lie over `name`; rows that do not hold (any more) are put right."""
+        """The files that lie over `name`, by the rows; if by them there are none, by their own word."""
+        return self._noted_over(name) or (links.over(self.place, name) if is_below(name) else [])
+
+    def _noted_over(self, name: str) -> list[str]:
+        """By the rows; those that do not hold (any more) are put right."""
         return [child for child in self.chains.children(name) if self._lies_over(child, name)]
 
     def _lies_over(self, child: str, name: str) -> bool:
@@ -188,25 +192,40 @@ class Layers:
         if not is_layer(name) or self._is_snapshot(name):
             return
         if not self._there(name):
-            self.over(name)
-            self._forget(name)
+            if not self._noted_over(name):
+                self._forget(name)
         elif volume := next((child for child in self.chains.children(name) if self.same(child, name)), None):
-            self._unfreeze(volume, name)
-        elif not (above := self.over(name)):
+            if not links.over(self.place, name):
+                self._unfreeze(volume, name)
+        elif len(noted := self._noted_over(name)) < 2:
+            self._collect(name, noted, links.over(self.place, name))
+
+    def _collect(self, name: str, noted: list[str], said: list[str]) -> None:
+        """Where rows and files differ it stays, hidden: neither is known to be right."""
+        if not noted and not said:
             self.place.remove(name)
             self._forget(name)
-        elif len(above) == 1 and not self._held(name) and not self._held(above[0]):
+        elif noted == said and self._is_as_noted(name) and not self._held(name) and not self._held(noted[0]):
             with suppress(NoSpaceError, InUseError):  # to delete something must need neither: it stays, hidden
-                self._merge(above[0], name)
+                self._merge(noted[0], name)
+
+    def name_again(self, point: Object) -> None:
+        """A layer that lost its name, and is needed, has it again from its snapshot."""
+        name = layer(point)
+        if not self._there(name) and self._is_snapshot(name) and links.over(self.place, name):
+            self.place.link(snapshot_of(name), name)
 
     def collect_below(self, name: str) -> None:
         """What was in use when it could have been merged. A file that was swapped is left to who opens it next."""
-        try:
-            below = self.below(name)
-        except BackendError:
-            return
-        for parent in below:
+        for parent in self.below(name) if self._is_as_noted(name) else ():
             self.collect(parent)
+
+    def _is_as_noted(self, name: str) -> bool:
+        try:
+            self.below(name)
+        except BackendError:
+            return False
+        return True
 
     def _unfreeze(self, volume: str, frozen: str) -> None:
         """A freeze that did not come to its end: the layer is still the volume itself."""
