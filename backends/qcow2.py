@@ -21,7 +21,7 @@ snapshot merges its layer where only one file lies over it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -32,9 +32,9 @@ from volctl.backend import Attached, Capabilities, Info, Listing, Progress, Setu
 from volctl.errors import BackendError, ConflictError, InternalError, InUseError, UsageError
 from volctl.files.device import SECTOR_SIZES, BlockDevice
 from volctl.model import Object
-from volctl.qcow2 import tool
+from volctl.qcow2 import links, tool
 from volctl.qcow2.export import PROGRAM, Export, marked, means
-from volctl.qcow2.header import read
+from volctl.qcow2.header import Header, read
 from volctl.qcow2.layers import Layers, base_of, layer, owner, snapshot_of
 from volctl.qcow2.links import is_layer
 from volctl.qcow2.settings import OPTIONS, layout
@@ -186,9 +186,16 @@ class Qcow2(Shelf):
         """Layers are neither objects nor foreign: they are part of what lies over them."""
         found = super().listing()
         with self._at("listing") as place:
-            infos = {target: _info(place, target) for target in found.objects if place.stat(target.name)}
+            headers = links.headers(place)
+            below = links.below(place, headers)
+        there = {target: info for target, info in found.objects.items() if target.name in headers}
+        infos = {target: _sized(headers[target.name], info.allocated) for target, info in there.items()}
         foreign = tuple(name for name in found.foreign if not is_layer(name))
-        return replace(found, objects=infos, foreign=foreign)
+        return replace(found, objects=infos, foreign=foreign, links=below)
+
+    def links(self, *names: str) -> Mapping[str, str | None]:
+        with self._at("links") as place:
+            return links.below(place, links.headers(place, *names))
 
     def size_of(self, fd: int, name: str) -> int:
         try:
@@ -207,16 +214,10 @@ class Qcow2(Shelf):
         hidden = [there[name].st_blocks * 512 for name in there if is_layer(name) and snapshot_of(name) not in there]
         return {"hidden_layers": len(hidden), "hidden_size": sum(hidden), "devices": means()}
 
-    def restore(self) -> None:
+    def restore(self, *names: str) -> None:
         """Note the chains as the files have them: what the marker calls ours was not written by strangers."""
         with self._opened("note the chains") as layers:
-            names = [target.name for target in layers.place.objects() if target.kind != "snap"]
-            names += [name for name, _ in layers.place.entries() if is_layer(name)]
-            there = set(names)
-            for name in names:
-                if (below := layers.header(name).backing) is not None and below not in there:
-                    raise BackendError(f"{name} in {layers.place.path} lies over {below}, which is not there")
-                layers.chains.note(name, {below})
+            layers.learn(*names)
 
     def holders(self, volume: Object) -> list[str]:
         with self._opened(f"look at who holds {volume.name}") as layers:
@@ -280,10 +281,14 @@ def _attached(device: BlockDevice) -> Attached:
 
 
 def _info(place: files.Place, target: Object) -> Info:
-    """A file that is no qcow2 has the size 0."""
     with place.existing(target.name) as fd:
         allocated = os.fstat(fd).st_blocks * 512
         try:
-            return Info(read(fd, target.name).size, allocated)
+            return _sized(read(fd, target.name), allocated)
         except BackendError:
-            return Info(0, allocated)
+            return _sized(None, allocated)
+
+
+def _sized(header: Header | None, allocated: int) -> Info:
+    """A file that is no qcow2 has the size 0."""
+    return Info(header.size if header else 0, allocated)

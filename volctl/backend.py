@@ -112,6 +112,8 @@ class Listing:
     """Those that we made, also over what is gone; only what this user may see."""
     foreign: tuple[str, ...] = ()
     """Names of everything else."""
+    links: Mapping[str, str | None] = field(default_factory=dict)
+    """Of the files that make chains (`Chains`): what each lies over by its own word, None for nothing."""
 
 
 @record
@@ -344,8 +346,12 @@ class Backend(ABC):
         """All objects with our mark, each with the `about` that it carries; None without one."""
         return self.objects()
 
-    def restore(self) -> None:  # noqa: B027 - most keep no rows
-        """Make rows of the backend's own again (`Setup.chains`) from what lies in the pool."""
+    def links(self, *names: str) -> Mapping[str, str | None]:
+        """As in `Listing`, of those of these files that are there."""
+        return {}
+
+    def restore(self, *names: str) -> None:  # noqa: B027 - most keep no rows
+        """Make rows of the backend's own again (`Setup.chains`) from what lies in the pool; of these files, or all."""
 
     def adopting(self) -> Adoption | None:
         """How it takes what is there under management, and lets go; None if it cannot."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
 
 import pytest
 
 from tests import qcow2_files
-from tests.cli.conftest import Cli, MiB, make_image
+from tests.cli.conftest import Cli, MiB, make_image, qemu_img
 from tests.cli.test_backup import restore
 
 DISKS = '[[backend]]\nname = "disks"\nkind = "qcow2"\ndirectory = "{home}/disks"\n'
@@ -109,3 +110,93 @@ def test_a_snapshot_whose_layer_lost_its_name_gives_it_back(disks: Cli) -> None:
     layer.unlink()
     disks("snapshot", "delete", "s", "--yes")
     assert reads(disks, "q") == b"precious"
+
+
+def doctor(cli: Cli, *words: str, status: int = 12) -> set[tuple[str, str]]:
+    """Kinds, and the kinds of the files that they are about."""
+    found = cli.json("doctor", *words, status=status)
+    assert all(finding["problem"] and finding["fix"] for finding in found)
+    return {(finding["kind"], finding["object"].split("-")[0]) for finding in found}
+
+
+def put_right(cli: Cli) -> None:
+    cli("doctor", "--fix", "--yes")
+    assert cli.json("doctor") == []
+
+
+@pytest.mark.parametrize("since", SINCE)
+def test_rows_of_another_time_are_put_right_without_a_byte(disks: Cli, since: str) -> None:
+    back(disks, *SINCE[since])
+    files = {path.name: path.read_bytes() for path in (disks.home / "disks").iterdir()}
+    told = doctor(disks)
+    assert {kind for kind, _ in told} == {"chain", "orphan"} and ("chain", "volume") in told
+    assert {kind for kind, _ in doctor(disks, "--fix")} == {"chain", "orphan"}
+    assert {path.name: path.read_bytes() for path in (disks.home / "disks").iterdir()} == files
+    assert {kind for kind, _ in doctor(disks)} == {"orphan"}
+    disks("image", "save", "q", "saved.raw", "--format", "raw")
+    assert (disks.home / "saved.raw").read_bytes().startswith(b"precious")
+    put_right(disks)
+    disks("extend", "q", "5M")
+    disks("snapshot", "create", "q", "s")
+    disks("delete", "q", "--cascade", "--yes")
+    assert sorted(path.name for path in (disks.home / "disks").iterdir()) == [".volctl"]
+
+
+def test_what_was_merged_since_can_be_opened_again(disks: Cli) -> None:
+    disks("snapshot", "create", "q", "s")
+    back(disks, "snapshot delete s --yes")
+    assert doctor(disks) == {("chain", "volume"), ("snapshot_object", "snap")}
+    put_right(disks)
+    disks("create", "c", "--from-volume", "q")
+    assert [reads(disks, name) for name in "qc"] == [b"precious"] * 2
+    disks("delete", "q", "c", "--cascade", "--yes")
+    assert disks.json("doctor") == []
+
+
+def test_volumes_over_a_file_that_is_gone_are_in_error(disks: Cli) -> None:
+    disks("create", "c", "--from-volume", "q")
+    disks("snapshot", "create", "c", "s")
+    disks("create", "other", "--size", "1M")
+    (hidden,) = [path for path in layers(disks) if path.stat().st_nlink == 1]
+    hidden.unlink()
+    assert doctor(disks) == {("chain", "volume"), ("chain", "snap")}
+    put_right(disks)
+    states = {volume["name"]: (volume["status"], volume["fault"]) for volume in disks.json("list")}
+    assert states.pop("other") == ("available", None)
+    assert all(status == "error" and hidden.name in fault["message"] for status, fault in states.values())
+    assert disks.json("snapshot", "show", "s")["status"] == "error"
+    disks("delete", "q", "--yes")
+    disks("delete", "c", "--cascade", "--yes")
+    assert layers(disks) == [] and disks.json("doctor") == []
+
+
+def test_a_file_that_was_swapped_for_one_over_anything_is_never_noted(disks: Cli) -> None:
+    disks("create", "other", "--size", "4M")
+    (disks.home / "disks" / "secret").write_bytes(disks.file("other").read_bytes())
+    for number, below in enumerate(("secret", "other", str(disks.home / "config.toml"))):
+        disks.volume(f"v{number}", "--size", "4M")
+        name = disks.file("other").name if below == "other" else below
+        qemu_img("rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", name, disks.file(f"v{number}"))
+    put_right(disks)
+    assert {volume["name"] for volume in disks.json("list", "--status", "error")} == {"v0", "v1", "v2"}
+
+
+def test_a_layer_that_lost_its_name_has_it_again(disks: Cli) -> None:
+    disks("snapshot", "create", "q", "s")
+    disks("create", "c", "--from-snapshot", "s")
+    (layer,) = layers(disks)
+    layer.unlink()
+    assert ("chain", "layer") in doctor(disks)
+    disks("doctor", "--fix")
+    assert disks.json("doctor") == []
+    assert [reads(disks, name) for name in "qc"] == [b"precious"] * 2
+
+
+def test_a_tree_that_is_worked_on_is_left_alone(disks: Cli) -> None:
+    """An object that no row knows shares files with a volume that one does."""
+    back(disks, "create c --from-volume q")
+    lock = disks.state / "locks" / disks.json("show", "q")["id"]
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert disks.json("doctor", "--fix", "--yes") == []
+    assert {kind for kind, _ in doctor(disks)} == {"chain", "orphan"}

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import Connection, delete, insert, select
 
 from volctl.db.store import Store
 from volctl.db.tables import layers
 from volctl.records import record
 
 _NONE = ""
+
+
+def noted(tx: Connection) -> dict[tuple[str, str], set[str | None]]:
+    """By backend and name, all that `parents` would say."""
+    found: dict[tuple[str, str], set[str | None]] = {}
+    for backend, name, parent in tx.execute(select(layers.c.backend, layers.c.name, layers.c.parent)):
+        found.setdefault((backend, name), set()).add(parent or None)
+    return found
 
 
 @record

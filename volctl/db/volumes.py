@@ -92,6 +92,11 @@ def lock_names(tx: Connection, volume_id: str) -> list[str]:
     return [volume_id, tree] if tree else [volume_id]
 
 
+def trees(tx: Connection) -> dict[str, str]:
+    """Of every volume: the lock of its tree, its own where it is the root or shares nothing."""
+    return {row.id: row.tree or row.id for row in tx.execute(select(volumes.c.id, volumes.c.tree))}
+
+
 def by_name(tx: Connection, project: str, name: str) -> Volume | None:
     query = select(*_COLUMNS).where(volumes.c.project == project, volumes.c.name == name)
     row = tx.execute(query).mappings().one_or_none()

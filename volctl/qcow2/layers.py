@@ -22,7 +22,7 @@ from volctl.errors import BackendError, InUseError, NoSpaceError
 from volctl.model import Object
 from volctl.qcow2 import links, tool
 from volctl.qcow2.header import Header, is_blank, read
-from volctl.qcow2.links import is_below, is_layer
+from volctl.qcow2.links import is_below, is_layer, layer_of, same
 from volctl.records import record
 
 SCAN = 64
@@ -70,7 +70,7 @@ class Layers:
         """What a file lies over, from the nearest on, compared with the rows as `verified` says."""
         chain = [name]
         while True:
-            header, parents = self.header(name), self.chains.parents(_noted(name))
+            header, parents = self.header(name), self.chains.parents(layer_of(name))
             if header.backing not in parents or header.backing in chain:
                 raise self._strange(name, header.backing, parents)
             if header.backing is None:
@@ -90,12 +90,20 @@ class Layers:
             hint="nothing was opened; put the file back that was there",
         )
 
+    def learn(self, *names: str) -> None:
+        """Note what these files, or all, lie over by their own word, if that is there; a layer has its name again."""
+        for name in names:
+            if is_layer(name):
+                self.name_again(Object("snap", name.removeprefix("layer-")))
+        there = links.names(self.place)
+        for name in names or (each for each in there if layer_of(each) == each):
+            below = self.header(name).backing
+            if below is not None and not (below in there and is_below(below)):
+                raise BackendError(f"{name} in {self.place.path} lies over {below}, which is not there, or not a layer")
+            self.chains.note(name, {below})
+
     def _there(self, name: str) -> bool:
         return self.place.stat(name) is not None
-
-    def same(self, name: str, other: str) -> bool:
-        one, two = self.place.stat(name), self.place.stat(other)
-        return one is not None and two is not None and os.path.samestat(one, two)
 
     def over(self, name: str) -> list[str]:
         """The files that lie over `name`, by the rows; if by them there are none, by their own word."""
@@ -194,7 +202,7 @@ class Layers:
         if not self._there(name):
             if not self._noted_over(name):
                 self._forget(name)
-        elif volume := next((child for child in self.chains.children(name) if self.same(child, name)), None):
+        elif volume := next((child for child in self.chains.children(name) if same(self.place, child, name)), None):
             if not links.over(self.place, name):
                 self._unfreeze(volume, name)
         elif len(noted := self._noted_over(name)) < 2:
@@ -260,7 +268,7 @@ class Layers:
         tool.commit(self.place.path / child, self.paths_below(child))
         with self.place.existing(name, os.O_RDWR) as fd:
             ownership.apply(fd)
-        if self._is_snapshot(child) and not self.same(snapshot_of(child), name):
+        if self._is_snapshot(child) and not same(self.place, snapshot_of(child), name):
             self.place.remove(new(child))
             self.place.link(name, new(child))
             self.place.replace(new(child), snapshot_of(child))
@@ -272,11 +280,6 @@ class Layers:
     def _allocated(self, name: str) -> int:
         found = self.place.stat(name)
         return found.st_blocks * 512 if found else 0
-
-
-def _noted(name: str) -> str:
-    """The rows know a snapshot's file by its layer."""
-    return name.replace("snap-", "layer-", 1) if name.startswith("snap-") else name
 
 
 def snapshot_of(name: str) -> str:

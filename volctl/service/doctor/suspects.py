@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from volctl.backend import Listing, Problem
 from volctl.db import image_cache, images, quotas, snapshots, types, volumes
+from volctl.db.chains import noted as noted_chains
 from volctl.db.image_cache import CachedImage
 from volctl.db.store import leftovers, remove_files
 from volctl.engine import journal
@@ -17,7 +18,7 @@ from volctl.engine.locks import EXCLUSIVE
 from volctl.errors import Failure
 from volctl.model import Image, Object, Snapshot, Status, Volume, is_uuid
 from volctl.records import mutable
-from volctl.service.doctor import objects, rows
+from volctl.service.doctor import chains, objects, rows
 from volctl.service.doctor.difference import HOLDING, RESTING, Difference
 
 if TYPE_CHECKING:
@@ -38,7 +39,10 @@ class _View:
     stored: set[str]
     flows: list[rows.StuckFlow]
     reservations: set[str]
+    noted: dict[tuple[str, str], set[str | None]]
+    trees: dict[str, str]
     listings: dict[str, Listing] = field(default_factory=dict)
+    _shared: dict[str, dict[str, dict[str, str]]] = field(default_factory=dict, init=False)
 
     def size(self, backend: str | None, target: Object) -> int | None:
         """Bytes of an object; None if it is not there. Of what cannot be seen, what its row says."""
@@ -48,6 +52,12 @@ class _View:
             return rows_of[target.kind][target.id].size
         found = self.listings[backend].objects.get(target)
         return found.size if found else None
+
+    def shared(self, backend: str, file: str) -> dict[str, str]:
+        """The locks of the volumes that have files in common with this one."""
+        if backend not in self._shared:
+            self._shared[backend] = chains.shared(self.listings[backend], self.trees)
+        return self._shared[backend].get(file, {})
 
     def backend_of(self, snapshot: Snapshot) -> str | None:
         volume = self.volumes.get(snapshot.volume_id)
@@ -63,6 +73,7 @@ def suspects(session: Session) -> Iterator[Difference]:
         view = _view(tx, listings, stored)
     yield from unusable
     yield from view.flows
+    yield from chains.suspects(view)
     for look in (_types, _snapshots, _volumes, _cached, _attachments, _devices, _alone, _strays, _images):
         yield from look(session, view)
     for name in view.reservations:
@@ -110,6 +121,8 @@ def _view(tx: Connection, listings: dict[str, Listing], stored: set[str]) -> _Vi
         stored,
         flows,
         quotas.open_reservations(tx) - journal.reservations(tx),
+        noted_chains(tx),
+        volumes.trees(tx),
         listings,
     )
 
@@ -185,7 +198,8 @@ def _alone(session: Session, view: _View) -> Iterator[Difference]:
         for target in sorted(listing.objects, key=lambda target: target.kind != "snap"):
             if not _counted_on(view, target, backend):
                 lock = view.snapshots[target.id].volume_id if target.id in view.snapshots else target.id
-                yield objects.Orphan(target.name, target.id, None, backend, {lock: EXCLUSIVE}, target=target)
+                locks = {lock: EXCLUSIVE} | view.shared(backend, target.name)
+                yield objects.Orphan(target.name, target.id, None, backend, locks, target=target)
 
 
 def _counted_on(view: _View, target: Object, backend: str) -> bool:

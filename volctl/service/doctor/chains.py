@@ -1,0 +1,186 @@
+"""Differences between the files that make chains (`volctl.backend.Chains`), and between them and their rows.
+
+What lies over what is taken from the files: the rows may be of another time than they are (an older
+database was put back). Only what is ours, and is there, is noted. Whatever works on a file of a chain
+may change the next one, too: so all of them are locked, by their volumes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from volctl import files
+from volctl.backend import Backend, Listing
+from volctl.db import snapshots, volumes
+from volctl.db.chains import StoredChains
+from volctl.engine.locks import EXCLUSIVE, LockSet
+from volctl.model import Object, Status, is_uuid
+from volctl.records import mutable
+from volctl.service.doctor.difference import (
+    HOLDING,
+    Difference,
+    backend_of,
+    new_request,
+    snapshot_of,
+    volume_of,
+    worked_on,
+)
+
+if TYPE_CHECKING:
+    from volctl.service.doctor.suspects import _View as View
+    from volctl.service.session import Session
+
+Links = Mapping[str, str | None]
+
+
+@mutable
+class Unnoted(Difference):
+    """A file lies over another one than its row says."""
+
+    kind = "chain"
+
+    def look(self, session: Session) -> bool:
+        assert self.backend is not None
+        said = _climbed(backend_of(session, self.backend), self.object)
+        parents = StoredChains(session.store, self.backend).parents(self.object)
+        if not is_unnoted(self.object, said, parents) or worked_on(session, _id(self.object)):
+            return False
+        known = " or ".join(sorted(parent or "no file" for parent in parents))
+        self.problem = f"{self.object} lies over {said[self.object] or 'no file'}, its row says {known}"
+        self.fix = "note what the file says"
+        return True
+
+    def repair(self, session: Session, locks: LockSet) -> None:
+        backend_of(session, self.backend).restore(self.object)
+
+
+@mutable
+class NameLost(Difference):
+    """Files lie over one that is there by its snapshot's name only."""
+
+    kind = "chain"
+
+    def look(self, session: Session) -> bool:
+        snapshot = Object("snap", _id(self.object))
+        there = backend_of(session, self.backend).links(self.object, snapshot.name)
+        self.problem = f"{self.object}, which others lie over, is there as {snapshot.name} only"
+        self.fix = "give the file that name again"
+        return list(there) == [snapshot.name] and not worked_on(session, snapshot.id)
+
+    def repair(self, session: Session, locks: LockSet) -> None:
+        backend_of(session, self.backend).restore(self.object)
+
+
+@mutable
+class Broken(Difference):
+    """A volume or snapshot needs a file that is gone."""
+
+    kind = "chain"
+    snapshot: bool = False
+
+    def look(self, session: Session) -> bool:
+        found = snapshot_of(session, self.id) if self.snapshot else volume_of(session, self.id)
+        missing = gap(self.object, _climbed(backend_of(session, self.backend), self.object))
+        self.problem = f"it lies over {missing}, which is not there, or nothing that it may lie over"
+        self.fix = "set it to error"
+        return found is not None and found.status in HOLDING and missing is not None
+
+    def repair(self, session: Session, locks: LockSet) -> None:
+        assert self.id is not None
+        fault = {"code": "backend", "message": self.problem}
+        with session.store.write() as tx:
+            if self.snapshot:
+                snapshots.transition(tx, self.id, (Status.AVAILABLE,), Status.ERROR, new_request(), fault=fault)
+            else:
+                volumes.transition(tx, self.id, HOLDING, Status.ERROR, new_request(), fault=fault)
+
+
+def suspects(view: View) -> Iterator[Difference]:
+    """Names first, then rows, then what is left of objects that need what is gone."""
+    for backend, listing in view.listings.items():
+        for name in sorted({missing for target in listing.objects if (missing := gap(target.name, listing.links))}):
+            if Object("snap", _id(name)) in listing.objects:
+                yield NameLost(name, None, None, backend, view.shared(backend, name))
+        for name in listing.links:
+            if is_unnoted(name, listing.links, view.noted.get((backend, name), {None})):
+                target = files.object_named(name)
+                locks = {_id(name): EXCLUSIVE} | view.shared(backend, name)
+                yield Unnoted(name, target.id if target else None, None, backend, locks)
+        yield from _broken(view, backend, listing)
+
+
+def _broken(view: View, backend: str, listing: Listing) -> Iterator[Difference]:
+    for target in listing.objects:
+        if gap(target.name, listing.links) is None:
+            continue
+        volume, snapshot = view.volumes.get(target.id), view.snapshots.get(target.id)
+        locks = view.shared(backend, target.name)
+        if volume and volume.backend == backend:
+            yield Broken(target.name, volume.id, volume.name, backend, {volume.id: EXCLUSIVE} | locks)
+        if snapshot and view.backend_of(snapshot) == backend:
+            about = (target.name, snapshot.id, snapshot.name, backend, {snapshot.volume_id: EXCLUSIVE} | locks)
+            yield Broken(*about, snapshot=True)
+
+
+def is_unnoted(name: str, links: Links, parents: set[str | None]) -> bool:
+    """What may be noted differs from what is. A snapshot's row is that of the file that others lie over."""
+    target = files.object_named(name)
+    if name not in links or (target and target.kind == "snap") or links[name] in parents:
+        return False
+    return links[name] is None or _may_be_below(links[name] or "", links)
+
+
+def gap(name: str, links: Links) -> str | None:
+    """The first file that is needed by one that is there, and is not, or lies over itself."""
+    seen = {name}
+    while (below := links.get(name)) is not None:
+        if below in seen or not _may_be_below(below, links):
+            return below
+        seen.add(below)
+        name = below
+    return None
+
+
+def _may_be_below(name: str, links: Links) -> bool:
+    """Is it there, and no volume or snapshot? Those change, or go by another name."""
+    target = files.object_named(name)
+    return name in links and (target is None or target.kind == "image")
+
+
+def _climbed(backend: Backend, name: str | None) -> dict[str, str | None]:
+    """What a file lies over, and what that does."""
+    links: dict[str, str | None] = {}
+    while name is not None and name not in links and (said := backend.links(name)):
+        links |= said
+        name = said[name]
+    return links
+
+
+def shared(listing: Listing, trees: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """For each file, the locks of all volumes that have hidden files in common with it, also by the files alone."""
+    bottoms = {name: _bottom(name, listing.links) for name in listing.links}
+    known: dict[str, set[str]] = {}
+    for target in listing.objects:
+        if target.id in trees and target.name in bottoms:
+            known.setdefault(bottoms[target.name], set()).add(trees[target.id])
+    locks = {bottom: dict.fromkeys(known.get(bottom, {_id(bottom)}), EXCLUSIVE) for bottom in bottoms.values()}
+    return locks | {name: locks[bottom] for name, bottom in bottoms.items()}
+
+
+def _bottom(name: str, links: Links) -> str:
+    """The last hidden file below it, whether or not it is there; itself without one."""
+    seen = {name}
+    while (below := links.get(name)) is not None and _is_hidden(below) and below not in seen:
+        seen.add(below)
+        name = below
+    return name
+
+
+def _is_hidden(name: str) -> bool:
+    """It may be another's name for what lies elsewhere, and is to name a lock."""
+    return is_uuid(_id(name)) and files.object_named(name) is None
+
+
+def _id(name: str) -> str:
+    return name.partition("-")[2]
