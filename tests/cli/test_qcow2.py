@@ -155,6 +155,22 @@ def test_a_file_that_was_swapped_is_not_opened(disks: Volctl) -> None:
     assert file.stat().st_size < MiB
 
 
+def test_a_damaged_clone_is_not_in_the_way_of_another(disks: Volctl) -> None:
+    """The layer of both stays for the damaged one, which nobody can merge, and goes with it."""
+    disks("create", "v", "--size", "1M", "--backend", "disks")
+    disks("snapshot", "create", "v", "s")
+    disks("create", "w", "--from-snapshot", "s")
+    disks("snapshot", "delete", "s", "-y")
+    damaged = path(disks, "w").read_bytes()
+    path(disks, "w").write_bytes(damaged[:50])
+    disks("delete", "v", "-y")
+    assert list((disks.home / "disks").glob("layer-*"))
+    path(disks, "w").write_bytes(damaged)
+    assert reads(disks, "w") == b""
+    disks("delete", "w", "-y")
+    assert [file.name for file in (disks.home / "disks").iterdir()] == [".volctl"]
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [
