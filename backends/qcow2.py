@@ -37,6 +37,7 @@ from volctl.qcow2.export import PROGRAM, Export, marked, means
 from volctl.qcow2.header import Header, read
 from volctl.qcow2.layers import Layers, base_of, layer, owner, snapshot_of
 from volctl.qcow2.links import is_layer
+from volctl.qcow2.restore import restore
 from volctl.qcow2.settings import OPTIONS, layout
 from volctl.shelf import Shelf
 
@@ -214,10 +215,12 @@ class Qcow2(Shelf):
         hidden = [there[name].st_blocks * 512 for name in there if is_layer(name) and snapshot_of(name) not in there]
         return {"hidden_layers": len(hidden), "hidden_size": sum(hidden), "devices": means()}
 
-    def restore(self, *names: str) -> None:
-        """Note the chains as the files have them: what the marker calls ours was not written by strangers."""
+    def restore(self, *names: str) -> dict[Object, str]:
         with self._opened("note the chains") as layers:
+            if not names:
+                return restore(layers)
             layers.learn(*names)
+        return {}
 
     def holders(self, volume: Object) -> list[str]:
         with self._opened(f"look at who holds {volume.name}") as layers:

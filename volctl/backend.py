@@ -350,8 +350,12 @@ class Backend(ABC):
         """As in `Listing`, of those of these files that are there."""
         return {}
 
-    def restore(self, *names: str) -> None:  # noqa: B027 - most keep no rows
-        """Make rows of the backend's own again (`Setup.chains`) from what lies in the pool; of these files, or all."""
+    def restore(self, *names: str) -> dict[Object, str]:
+        """Make rows of the backend's own again (`Setup.chains`) from what lies in the pool; of these files, or all.
+
+        The objects of all whose content cannot be read, each with the reason: one keeps no other back.
+        """
+        return {}
 
     def adopting(self) -> Adoption | None:
         """How it takes what is there under management, and lets go; None if it cannot."""

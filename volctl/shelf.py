@@ -120,7 +120,7 @@ class Shelf(Backend):
 
     def described(self) -> list[Object]:
         with self._at("described") as place:
-            return [replace(target, about=files.told(place, target)) for target in place.objects()]
+            return [replace(target, about=files.told(place, target)) for target in files.seen(place, self.work).objects]
 
     def clear(self, leftover: str) -> None:
         with self._at("clear") as place:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import re
+import zlib
 
 import pytest
 from hypothesis import given
@@ -32,7 +34,16 @@ def test_what_is_too_long_for_the_group_goes_without_its_properties() -> None:
     assert about.told(tags) == {"name": "v"}
 
 
-@pytest.mark.parametrize("tags", [set(), {"volctl-about-00-"}, {"volctl-about-00-!"}, {"volctl-about-00-AAAA"}])
+def nested() -> str:
+    packer = zlib.compressobj(9, wbits=-15)
+    packed = packer.compress(b"[" * 600_000) + packer.flush()
+    return "volctl-about-00-" + base64.urlsafe_b64encode(packed).decode().rstrip("=")
+
+
+UNREADABLE = ("volctl-about-00-", "volctl-about-00-!", "volctl-about-00-AAAA", nested())
+
+
+@pytest.mark.parametrize("tags", [set(), *({tag} for tag in UNREADABLE)])
 def test_what_cannot_be_read_is_nothing(tags: set[str]) -> None:
     assert about.told(tags) is None
 

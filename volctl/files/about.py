@@ -13,7 +13,8 @@ import os
 import zlib
 from contextlib import suppress
 
-from volctl.files.directory import Ownership, Place, os_open, sidecar
+from volctl.errors import BackendError
+from volctl.files.directory import Ownership, Place, sidecar
 from volctl.model import Json, Object
 
 ATTRIBUTE = "user.volctl"
@@ -46,7 +47,7 @@ def told(place: Place, target: Object) -> Json | None:
     packed = _attribute(place, target) or _beside(place, target)
     try:
         found = json.loads(_unpacked(packed)) if packed else None
-    except (ValueError, zlib.error):
+    except (ValueError, RecursionError, zlib.error):
         return None
     if not isinstance(found, dict) or found.pop("object", None) != target.name:
         return None
@@ -69,15 +70,15 @@ def _attribute(place: Place, target: Object) -> bytes | None:
     try:
         with place.existing(target.name) as fd:
             return os.getxattr(fd, ATTRIBUTE)
-    except OSError:
+    except (OSError, BackendError):
         return None
 
 
 def _beside(place: Place, target: Object) -> bytes | None:
     try:
-        with os_open(sidecar(target.name), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, place.fd) as fd:
+        with place.existing(sidecar(target.name)) as fd:
             return os.read(fd, LARGEST)
-    except OSError:
+    except (OSError, BackendError):
         return None
 
 

@@ -40,7 +40,7 @@ def told(lv_tags: Iterable[str]) -> Json | None:
     try:
         packed = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
         found = json.loads(zlib.decompressobj(-15).decompress(packed, LARGEST)) if text else None
-    except (ValueError, zlib.error):
+    except (ValueError, RecursionError, zlib.error):
         return None
     return found if isinstance(found, dict) else None
 

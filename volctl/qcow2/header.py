@@ -13,6 +13,7 @@ CORRUPT, DATA_FILE = 2, 4
 KNOWN = 0b11111  # incompatible features: dirty, corrupt, data file, compression type, extended L2
 BACKING_FORMAT = 0xE2792ACA
 LONGEST_NAME = 1023
+_LARGEST_CLUSTER = 2 * 1024**2  # the name is in the first one
 _MAX_L1 = 32 * 1024**2 // 8  # entries; QCOW_MAX_L1_SIZE
 _HEADER = struct.Struct(">IIQIIQIIQQIIQQQQII")
 _EXTENSION = struct.Struct(">II")
@@ -40,7 +41,7 @@ def read(fd: int, name: str) -> Header:
         raise BackendError(f"{name} is a qcow2 file that volctl did not make (version, encryption or features)")
     if features & CORRUPT:
         raise BackendError(f"{name} is marked as corrupt", hint="look at it: qemu-img check -f qcow2 FILE")
-    if l1_size > _MAX_L1 or length > LONGEST_NAME or not _HEADER.size <= end <= 4096:
+    if l1_size > _MAX_L1 or length > LONGEST_NAME or at > _LARGEST_CLUSTER or not _HEADER.size <= end <= 4096:
         raise BackendError(f"{name} has a damaged header")
     backing = os.pread(fd, length, at).decode(errors="replace") if at else None
     return Header(size, backing, _backing_format(os.pread(fd, 4096, 0), end), l1_offset, l1_size)
@@ -52,7 +53,7 @@ def backing(fd: int) -> str | None:
     if len(raw) < _HEADER.size or raw[:4] != MAGIC.to_bytes(4, "big"):
         return None
     _, _, at, length, *_ = _HEADER.unpack(raw)
-    return os.pread(fd, min(length, LONGEST_NAME), at).decode(errors="replace") if at else None
+    return os.pread(fd, min(length, LONGEST_NAME), at).decode(errors="replace") if 0 < at <= _LARGEST_CLUSTER else None
 
 
 def _backing_format(raw: bytes, at: int) -> str | None:

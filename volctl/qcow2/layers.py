@@ -91,12 +91,12 @@ class Layers:
         )
 
     def learn(self, *names: str) -> None:
-        """Note what these files, or all, lie over by their own word, if that is there; a layer has its name again."""
+        """Note what these files lie over by their own word, if that is there; a layer has its name again."""
         for name in names:
             if is_layer(name):
                 self.name_again(Object("snap", name.removeprefix("layer-")))
         there = links.names(self.place)
-        for name in names or (each for each in there if layer_of(each) == each):
+        for name in names:
             below = self.header(name).backing
             if below is not None and not (below in there and is_below(below)):
                 raise BackendError(f"{name} in {self.place.path} lies over {below}, which is not there, or not a layer")

@@ -8,10 +8,10 @@ there is none.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from volctl.backend import Attached, Backend
 from volctl.config import Config, Places, load, places
@@ -21,15 +21,17 @@ from volctl.db.store import Store, check_integrity, keep_owner, open_store, recr
 from volctl.engine.locks import LockDirectory
 from volctl.errors import BackendError, ConflictError, DatabaseError, LockedError, NotFoundError
 from volctl.flows.context import Backends
-from volctl.model import Json, Object, SourceKind, Status, check_name, now
+from volctl.model import Json, Object, SourceKind, Status, now
 from volctl.records import mutable
 from volctl.service.doctor.finding import Finding
+from volctl.service.doctor.told import checked
 from volctl.service.session import Options, Watcher, prepare
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 UNTOLD = "it does not carry what it is: it may be half made, or its name and the like are lost"
+EMPTY = "it holds no disk: it is cut off"
 
 
 def plan(options: Options) -> str:
@@ -111,8 +113,7 @@ def _fill(store: Store, config: Config, where: Places, rows: _Rows) -> None:
         if problem := next((problem for problem in backend.check() if problem.fatal), None):
             hint = "make it usable, or take it out of the configuration"
             raise BackendError(f"backend {backend.name} cannot be read: {problem.message}", hint=hint)
-        backend.restore()
-        rows.look(backend, backend_config.availability_zone)
+        rows.look(backend, backend_config.availability_zone, backend.restore())
     rows.stand_in()
     with store.write() as tx:
         rows.insert(tx)
@@ -129,7 +130,8 @@ class _Rows:
     told: list[Finding] = field(default_factory=list)
     _names: set[tuple[str, str, str]] = field(default_factory=set)
 
-    def look(self, backend: Backend, zone: str) -> None:
+    def look(self, backend: Backend, zone: str, broken: Mapping[Object, str]) -> None:
+        """All that is on a backend; what is `broken` becomes a row in `error`, too."""
         listing = backend.listing()
         sizes = {target: info.size for target, info in listing.objects.items()}
         for target in backend.described():
@@ -142,8 +144,9 @@ class _Rows:
             if target.id in made:
                 self._tell(target, made[target.id], backend.name, "it is on another backend, too; that one counts")
                 continue
-            about = _checked(target)
-            row = self._common(target, about, sizes[target], backend.name)
+            about, size = checked(target), sizes[target]
+            problem = broken.get(target) or (UNTOLD if target.about is None else None if size else EMPTY)
+            row = self._common(target, about, size, backend.name, problem)
             if target.kind == "volume":
                 row |= _of_volume(about, backend.name, zone, listing.devices.get(target))
             else:
@@ -151,24 +154,22 @@ class _Rows:
                 row["backend"] = backend.name
             made[target.id] = row
 
-    def _common(self, target: Object, about: Json, size: int, backend: str) -> Json:
-        time, whole = about.get("created_at") or now(), target.about is not None
+    def _common(self, target: Object, about: Json, size: int, backend: str, problem: str | None) -> Json:
         row: Json = {
             "id": target.id,
             "name": about.get("name"),
             "project": about.get("project") or "default",
             "description": about.get("description"),
             "size": size,
-            "status": Status.AVAILABLE if whole else Status.ERROR,
-            "fault": None if whole else {"code": "backend", "message": UNTOLD},
+            "status": Status.ERROR if problem else Status.AVAILABLE,
+            "fault": {"code": "backend", "message": problem} if problem else None,
             "type": self._type(about),
             "bootable": bool(about.get("bootable")),
             "properties": about.get("properties") or {},
-            "created_at": time,
+            "created_at": about.get("created_at") or now(),
         }
-        problem = None if whole else UNTOLD
         if (name := row["name"]) and (taken := (target.kind, row["project"], name)) in self._names:
-            row["name"], problem = None, f"another has its name {name!r}"
+            row["name"], problem = None, problem or f"another has its name {name!r}"
         elif name:
             self._names.add(taken)
         self._tell(target, row, backend, problem)
@@ -187,14 +188,19 @@ class _Rows:
         return str(name)
 
     def stand_in(self) -> None:
-        """A snapshot keeps its content also when its volume is gone: a row in `error` takes its place."""
+        """A snapshot keeps its content also when its volume is not there: a row in `error` takes its place."""
         for snapshot in self.snapshots.values():
-            backend = snapshot.pop("backend")
-            if (volume_id := snapshot["volume_id"]) in self.volumes:
+            backend, volume_id = snapshot.pop("backend"), snapshot["volume_id"]
+            volume = self.volumes.get(volume_id)
+            if volume and volume["backend"] == backend:
                 continue
-            target = Object("volume", volume_id)
-            row = self._common(target, {"project": snapshot["project"]}, snapshot["size"], backend)
-            row["fault"] = {"code": "backend", "message": f"{target.name} is not on any backend"}
+            if volume or volume_id is None:
+                snapshot["volume_id"] = volume_id = str(uuid.uuid4())
+                said = f"it stands in for the volume of snap-{snapshot['id']}, which is not known"
+            else:
+                said = f"volume-{volume_id} is not on any backend"
+            about, target = {"project": snapshot["project"]}, Object("volume", volume_id)
+            row = self._common(target, about, snapshot["size"], backend, said)
             self.volumes[volume_id] = row | _of_volume({}, backend, None, None)
 
     def insert(self, tx: Connection) -> None:
@@ -244,40 +250,3 @@ def _of_volume(about: Json, backend: str, zone: str | None, device: Attached | N
 
 def _of_snapshot(about: Json) -> Json:
     return {"volume_id": about.get("volume_id"), "volume_properties": about.get("volume_properties") or {}}
-
-
-_TEXTS = (
-    "name", "project", "description", "type", "availability_zone", "source_kind", "source_id", "source_name",
-    "created_at", "tree", "volume_id",
-)  # fmt: skip
-
-
-def _checked(target: Object) -> Json:
-    """What an object carries, without what is not of its kind: anybody may have written there."""
-    about = dict(target.about or {})
-    for key in _TEXTS:
-        if not isinstance(about.get(key), str):
-            about.pop(key, None)
-    for key in ("name", "project", "type"):
-        if key in about and not _is_name(about[key]):
-            del about[key]
-    for key in ("properties", "volume_properties"):
-        if not _is_texts(about.get(key)):
-            about.pop(key, None)
-    if about.get("source_kind") not in {*SourceKind}:
-        about.pop("source_kind", None)
-    specs = about.get("specs")
-    if not (isinstance(specs, list) and len(specs) == 3 and _is_texts(specs[0])):
-        about.pop("specs", None)
-    return about
-
-
-def _is_name(text: str) -> bool:
-    try:
-        return check_name(text) == text
-    except ValueError:
-        return False
-
-
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(part, str) for pair in value.items() for part in pair)
