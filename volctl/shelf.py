@@ -172,8 +172,12 @@ class ShelfAdoption(Adoption):
             raise UsageError(f"{name} in {place.path} is not a regular file")
         if found.st_nlink > 1:
             raise UsageError(f"{name} has {found.st_nlink} names: its bytes are somebody else's, too")
-        if name.startswith((files.MARKER, *self.shelf.work, *self.shelf.hidden)):
+        if self._is_ours(name):
             raise UsageError(f"{name} is volctl's own")
+
+    def _is_ours(self, name: str) -> bool:
+        """Does a listing take it for what work leaves, or for part of something, whatever it is?"""
+        return name.startswith((files.MARKER, *self.shelf.work, *self.shelf.hidden))
 
     def take(self, name: str, target: Object) -> None:
         with self._at(f"adopt {name}") as place:
@@ -207,10 +211,11 @@ class ShelfAdoption(Adoption):
             raise
 
     def free(self, wanted: str) -> str:
+        first = f"released-{wanted}" if self._is_ours(wanted) or files.object_named(wanted) else wanted
         with self._at("look for a free name") as place:
-            names = itertools.chain([wanted], (f"{wanted}-{number}" for number in itertools.count(2)))
+            names = itertools.chain([first], (f"{first}-{number}" for number in itertools.count(2)))
             taken = {name for name, _ in place.entries()}
-            return next(name for name in names if name not in taken and not files.object_named(name))
+            return next(name for name in names if name not in taken)
 
     def path(self, name: str) -> str:
         return str(self.shelf.path_of(name))

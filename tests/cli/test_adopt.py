@@ -60,6 +60,28 @@ def test_a_name_that_is_taken_is_left(cli: Cli, thing: Path) -> None:
     assert (cli.pool / f"released-{made['id']}").read_text() == "somebody's"
 
 
+ID = "11111111-2222-4333-8444-555555555555"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("loop", f"{prefix}{ID}") for prefix in ("revert-", "volume-", "snap-", "image-")]
+    + [("qcow2", f"{prefix}{ID}") for prefix in ("new-volume-", "new-image-", "new-layer-", "layer-", "volume-")]
+    + [("loop", "revert-old"), ("qcow2", "layer-x"), ("qcow2", "new-volume-2")],
+)
+def test_a_name_that_would_be_taken_for_ours_is_not_given(kind: str, name: str, cli: Cli) -> None:
+    cli.configure(f'[[backend]]\nname = "b"\nkind = "{kind}"\ndirectory = "{cli.home}/b"\n')
+    cli("backend", "init", "b", "--yes")
+    cli.volume(name)
+    content = cli.file(name).read_bytes()
+    path = Path(cli.json("release", name)["path"])
+    assert path.name == f"released-{name}"
+    assert [finding["object"] for finding in cli.json("doctor", "--foreign")] == [path.name]
+    cli("doctor", "--fix", "--yes")
+    assert path.read_bytes() == content
+    cli("adopt", "b", path.name, "again")
+
+
 def elsewhere(path: Path) -> str:
     other = path.parents[2] / "elsewhere.raw"
     path.rename(other)
