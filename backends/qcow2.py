@@ -29,7 +29,7 @@ from typing import Any
 
 from volctl import files
 from volctl.backend import Attached, Capabilities, Info, Listing, Progress, Setup, Target
-from volctl.errors import BackendError, ConflictError, InternalError, InUseError, UsageError
+from volctl.errors import BackendError, ConflictError, ImageCorruptError, InternalError, InUseError, UsageError
 from volctl.files.device import SECTOR_SIZES, BlockDevice
 from volctl.model import Object
 from volctl.qcow2 import links, tool
@@ -202,7 +202,8 @@ class Qcow2(Shelf):
         try:
             header = read(fd, name)
         except BackendError as error:
-            raise UsageError(error.message, hint=error.hint) from error
+            kind = ImageCorruptError if error.details.get("corrupt") else UsageError
+            raise kind(error.message, hint=error.hint) from error
         if header.backing:
             said = f"{name} lies over {header.backing}: a file of a chain cannot come or go alone"
             raise ConflictError(said, hint="volctl image save writes a whole copy")

@@ -60,8 +60,8 @@ class Shelf(Backend):
         return self._directory.path / name
 
     def size_of(self, fd: int, name: str) -> int:
-        """Of the disk in an open file, in bytes. `UsageError` if it holds none of this backend's, `ConflictError` if
-        it is not whole without others."""
+        """Of the disk in an open file, in bytes. `UsageError` if it holds none of this backend's, `ImageCorruptError`
+        if it says that it is damaged, `ConflictError` if it is not whole without others."""
         return os.fstat(fd).st_size
 
     def adopting(self) -> Adoption | None:

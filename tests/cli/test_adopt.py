@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -206,6 +207,42 @@ def test_a_qcow2_file(cli: Cli) -> None:
     assert cli.json("doctor") == []
     assert Path(cli.json("release", "v")["path"]).exists()
     assert not list((cli.home / "q").glob(".volctl-*"))
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def l1_past_the_end(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(40)
+        file.write((1 << 40).to_bytes(8))
+
+
+@pytest.mark.parametrize("kind", [[], ["-o", "extended_l2=on"], ["-c"]], ids=["plain", "subclusters", "compressed"])
+@pytest.mark.parametrize("spoil", [cut, l1_past_the_end])
+def test_a_qcow2_file_that_is_not_whole(spoil: Callable[[Path], None], kind: list[str], cli: Cli) -> None:
+    """What the gate of images refuses: its bytes are not all there, and a guest would see errors or worse."""
+    cli.configure(f'[[backend]]\nname = "q"\nkind = "qcow2"\ndirectory = "{cli.home}/q"\n')
+    cli("backend", "init", "q", "--yes")
+    file, raw = cli.home / "q" / "disk.qcow2", cli.home / "disk.raw"
+    raw.write_bytes(random.Random(1).randbytes(8 * MiB))
+    qemu_img("convert", "-f", "raw", "-O", "qcow2", *kind, raw, file)
+    spoil(file)
+    cli.refused(7, "image_corrupt", "create", "v", "--from-image", file)
+    assert "is cut off" in cli.refused(7, "image_corrupt", "adopt", "q", file.name, "v")["message"]
+
+
+@pytest.mark.parametrize(("at", "octets"), [(79, b"\x02"), (8, b"\xff" * 8)], ids=["corrupt bit", "header"])
+def test_a_qcow2_file_that_says_so_itself(at: int, octets: bytes, cli: Cli) -> None:
+    cli.configure(f'[[backend]]\nname = "q"\nkind = "qcow2"\ndirectory = "{cli.home}/q"\n')
+    cli("backend", "init", "q", "--yes")
+    file = cli.home / "q" / "disk.qcow2"
+    qemu_img("create", "-f", "qcow2", file, "5M")
+    with file.open("r+b") as open_file:
+        open_file.seek(at)
+        open_file.write(octets)
+    cli.refused(7, "image_corrupt", "adopt", "q", file.name, "v")
 
 
 def test_a_cached_image_is_not_adopted(cli: Cli) -> None:

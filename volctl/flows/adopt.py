@@ -21,6 +21,7 @@ from volctl.flows import about
 from volctl.flows.context import Context
 from volctl.flows.delete import check_deletable, check_holders
 from volctl.images.formats.magic import identify
+from volctl.images.gate import check_whole
 from volctl.model import Json, Object, SourceKind, Status, now
 from volctl.records import mutable
 
@@ -191,14 +192,16 @@ def _refuse_half_released(tx: Connection, backend: str, found: Found) -> None:
 
 
 def _check_format(found: Found, wanted: str) -> None:
-    """`ImageError` for a file that holds an image of another format: a guest would read its header."""
+    """`ImageError` for a file that is not whole, or holds an image of another format: a guest would read its header."""
     if found.file is None:
         return
-    with files.translated(f"look at {found.path}"), files.os_open(found.file, os.O_RDONLY | os.O_NOFOLLOW) as fd:
-        there = identify(fd, os.fstat(fd).st_size).format
-    if there != wanted:
-        hint = f"volctl create --from-image {found.path}"
-        raise ImageError(f"{found.path} holds {there}, and volumes of this backend are {wanted}", hint=hint)
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+    with files.translated(f"look at {found.path}"), files.os_open(found.file, flags) as fd:
+        if (there := identify(fd, os.fstat(fd).st_size).format) == wanted:
+            check_whole(fd, found.path, wanted)
+            return
+    hint = f"volctl create --from-image {found.path}"
+    raise ImageError(f"{found.path} holds {there}, and volumes of this backend are {wanted}", hint=hint)
 
 
 def _as_row(run: AdoptRun) -> Json:

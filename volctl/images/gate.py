@@ -288,6 +288,13 @@ def _format(path: str, magic: Magic, wanted: str | None) -> str:
     return magic.format
 
 
+def check_whole(fd: int, path: str, format: str) -> None:
+    """`ImageError` or one of its kinds if the open file's own tables say that it is cut off, corrupt or not safe."""
+    if format != "raw":
+        found = os.fstat(fd)
+        inspect(format, Reader.of(fd, path, found.st_size, min(found.st_blocks * 512, found.st_size)))
+
+
 def _measure(fd: int, path: str, format: str, size: int) -> tuple[int, int]:
     """The virtual size, and the most that a copy writes."""
     found = os.fstat(fd)

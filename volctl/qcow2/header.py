@@ -31,7 +31,10 @@ class Header:
 
 
 def read(fd: int, name: str) -> Header:
-    """The header of the file `name` open at `fd`; `BackendError` if it is none that volctl makes."""
+    """The header of the file `name` open at `fd`; `BackendError` if it is none that volctl makes.
+
+    Its detail `corrupt`: it was one.
+    """
     raw = os.pread(fd, _HEADER.size, 0)
     if len(raw) < _HEADER.size or raw[:4] != MAGIC.to_bytes(4, "big"):
         raise BackendError(f"{name} is not a qcow2 file")
@@ -40,9 +43,10 @@ def read(fd: int, name: str) -> Header:
     if version != 3 or encrypted or features & ~KNOWN or features & DATA_FILE:
         raise BackendError(f"{name} is a qcow2 file that volctl did not make (version, encryption or features)")
     if features & CORRUPT:
-        raise BackendError(f"{name} is marked as corrupt", hint="look at it: qemu-img check -f qcow2 FILE")
+        hint = "look at it: qemu-img check -f qcow2 FILE"
+        raise BackendError(f"{name} is marked as corrupt", hint=hint, details={"corrupt": True})
     if l1_size > _MAX_L1 or length > LONGEST_NAME or at > _LARGEST_CLUSTER or not _HEADER.size <= end <= 4096:
-        raise BackendError(f"{name} has a damaged header")
+        raise BackendError(f"{name} has a damaged header", details={"corrupt": True})
     backing = os.pread(fd, length, at).decode(errors="replace") if at else None
     return Header(size, backing, _backing_format(os.pread(fd, 4096, 0), end), l1_offset, l1_size)
 
