@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Cli, MiB, qemu_img
-from tests.conftest import Volctl
+from tests.conftest import IS_ROOT, Volctl
 
 
 @pytest.fixture
@@ -187,6 +187,48 @@ def test_what_is_not_released(cli: Cli) -> None:
     cli.refused(4, "not_found", "release", "w")
     cli("release", "v")
     assert cli.json("list") == []
+
+
+@pytest.mark.parametrize("way", ["path", "symlink", "bind"])
+def test_a_file_that_is_a_registered_image_is_not_adopted(way: str, cli: Cli, thing: Path) -> None:
+    location = thing
+    if way == "symlink":
+        (cli.home / "pool").symlink_to(cli.pool)
+        location = cli.home / "pool" / thing.name
+    if way == "bind":
+        if not IS_ROOT:
+            pytest.skip("needs root to mount")
+        (cli.home / "pool").mkdir()
+        subprocess.run(["mount", "--bind", cli.pool, cli.home / "pool"], check=True)
+        location = cli.home / "pool" / thing.name
+    try:
+        image = cli.json("image", "add", "debian", location)
+        error = cli.refused(5, "conflict", "adopt", "local", thing.name, "web")
+    finally:
+        if way == "bind":
+            subprocess.run(["umount", cli.home / "pool"], check=True)
+    assert "image debian" in error["message"] and "volctl image delete debian" in error["hint"]
+    cli("image", "delete", image["id"], "--yes")
+    cli("adopt", "local", thing.name, "web")
+
+
+@pytest.mark.parametrize("way", ["volume", "file"])
+def test_a_volume_that_is_a_registered_image_is_not_released(way: str, cli: Cli) -> None:
+    made = cli.volume("v")
+    cli("image", "add", "base", f"volume:{made['id']}" if way == "volume" else cli.file("v"))
+    error = cli.refused(5, "conflict", "release", "v")
+    assert "image base" in error["message"] and error["volume"] == made["id"]
+    cli("create", "w", "--from-image", "base")
+    cli("image", "delete", "base", "--yes")
+    cli("release", "v")
+    assert cli.json("doctor") == []
+
+
+def test_a_name_that_is_not_utf_8(cli: Cli, thing: Path) -> None:
+    odd = thing.rename(os.fsdecode(os.fsencode(thing.parent) + b"/disk-\xff.raw"))
+    for source in (odd.name, str(odd)):
+        assert "rename" in cli.refused(2, "usage", "adopt", "local", source, "web")["hint"]
+    assert odd.exists()
 
 
 def test_a_qcow2_file(cli: Cli) -> None:

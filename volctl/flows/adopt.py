@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from volctl import files
 from volctl.adoption import Adoption, Found
-from volctl.db import events, image_cache, snapshots, volumes
+from volctl.db import events, image_cache, images, snapshots, volumes
 from volctl.db.quotas import Usage
 from volctl.engine import journal
 from volctl.engine.running import Run
@@ -20,6 +20,7 @@ from volctl.errors import ConflictError, ExistsError, ImageError, MissingError
 from volctl.flows import about
 from volctl.flows.context import Context
 from volctl.flows.delete import check_deletable, check_holders
+from volctl.flows.refs import VOLUME_SCHEME
 from volctl.images.formats.magic import identify
 from volctl.images.gate import check_whole
 from volctl.model import Json, Object, SourceKind, Status, now
@@ -60,7 +61,7 @@ class AdoptTask(Task[Context, AdoptState]):
 
 
 class CheckAdoptTask(AdoptTask):
-    """The name is free; it is there, fit, not held, not a volume's, and of the backend's format."""
+    """The name is free; it is there, fit, not held, not a volume's or an image's, and of the backend's format."""
 
     def gather(self, run: AdoptRun) -> None:
         state, env = run.state, run.env
@@ -70,6 +71,7 @@ class CheckAdoptTask(AdoptTask):
         found = adoption(env, state.backend).look(state.source)
         with env.store.read() as tx:
             _refuse_half_released(tx, state.backend, found)
+            _refuse_image(tx, found.path)
         _check_format(found, adoption(env, state.backend).format)
         state.thing, state.path, state.size = found.name, found.path, found.size
 
@@ -110,7 +112,7 @@ class FinishAdoptTask(AdoptTask):
 
 
 class CheckReleaseTask(AdoptTask):
-    """Not protected, attached or held, no snapshots; a name is free for it."""
+    """Not protected, attached, held or a registered image, no snapshots; a name is free for it."""
 
     def gather(self, run: AdoptRun) -> None:
         state, env = run.state, run.env
@@ -128,6 +130,8 @@ class CheckReleaseTask(AdoptTask):
             where = f"backend {backend.name}" if backend else "any backend"
             raise ConflictError(f"volume {volume.label} has nothing on {where}", volume=volume.id)
         check_holders(env, volume)
+        with env.store.read() as tx:
+            _refuse_image(tx, str(backend.path(state.object)), volume.id)
         state.backend, state.status, state.name = backend.name, volume.status, volume.name
         state.thing = adoption(env, state.backend).free(volume.name or f"released-{volume.id}")
         state.path = adoption(env, state.backend).path(state.thing)
@@ -189,6 +193,23 @@ def _refuse_half_released(tx: Connection, backend: str, found: Found) -> None:
         flow = journal.load(tx, row["id"]) if row["name"] == RELEASE.name else None
         if flow and (flow["state"]["backend"], flow["state"]["thing"]) == (backend, found.name):
             raise ConflictError(f"{found.name} is being released", volume=row["object_id"])
+
+
+def _refuse_image(tx: Connection, path: str, volume_id: str | None = None) -> None:
+    """`ConflictError` for what is registered as an image, as a volume or in place: it would not be there any more."""
+    for image in images.listing(tx):
+        if image.location == f"{VOLUME_SCHEME}{volume_id}" or _is_at(path, image.location):
+            what = f"volume {volume_id}" if volume_id else path
+            hint = f"forget the image first: volctl image delete {image.label}"
+            raise ConflictError(f"{what} is the registered image {image.label}", hint=hint, volume=volume_id)
+
+
+def _is_at(path: str, location: str) -> bool:
+    """Is it the same file, however its path is spelt?"""
+    try:
+        return path == location or os.path.samefile(path, location)
+    except OSError:
+        return False
 
 
 def _check_format(found: Found, wanted: str) -> None:

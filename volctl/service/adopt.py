@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 
 from volctl.engine.locks import EXCLUSIVE
+from volctl.errors import UsageError
 from volctl.flows import words
 from volctl.flows.adopt import AdoptState
 from volctl.model import Json, MiB, Volume, check_name
@@ -23,6 +24,7 @@ def adopt(
 ) -> Volume:
     """Take a file or an LV that is on the backend already under management; no byte of it is touched."""
     session.env.backends.ask(backend)
+    _check_source(source)
     named = None if name is None else words.usage(check_name, name)
     text, pairs = words.description(description), words.properties(properties)
     state = AdoptState(str(uuid.uuid4()), backend, session.project, source, "", "", named, text, pairs)
@@ -34,6 +36,14 @@ def adopt(
             f"its size of {made.size} bytes is no whole number of MiB; it stays so until it is extended"
         )
     return made
+
+
+def _check_source(source: str) -> None:
+    """`UsageError` for what the database cannot hold."""
+    try:
+        source.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"the name {source!r} is not UTF-8", hint="rename it first, with mv") from None
 
 
 def release(session: Session, ref: str) -> Json:
