@@ -228,7 +228,19 @@ def test_a_name_that_is_not_utf_8(cli: Cli, thing: Path) -> None:
     odd = thing.rename(os.fsdecode(os.fsencode(thing.parent) + b"/disk-\xff.raw"))
     for source in (odd.name, str(odd)):
         assert "rename" in cli.refused(2, "usage", "adopt", "local", source, "web")["hint"]
+    for words in (["create", "web", "--from-image"], ["image", "add", "web"]):
+        assert "rename" in cli.refused(2, "usage", *words, odd)["hint"]
     assert odd.exists()
+
+
+def test_a_directory_whose_name_is_not_utf_8(cli: Cli, thing: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative path does not tell, and what is kept is the whole one."""
+    odd = Path(os.fsdecode(os.fsencode(cli.home) + b"/\xff"))
+    odd.mkdir()
+    (odd / "disk.raw").write_bytes(bytes(MiB))
+    monkeypatch.chdir(odd)
+    for words in (["create", "web", "--from-image"], ["image", "add", "web"]):
+        cli.refused(2, "usage", *words, "disk.raw")
 
 
 def test_a_qcow2_file(cli: Cli) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from volctl.db import images, snapshots, volumes
 from volctl.errors import AmbiguousError, NotFoundError, UsageError
+from volctl.flows import words
 from volctl.model import CreateRequest, Image, Snapshot, Source, SourceKind, Volume
 from volctl.records import record
 
@@ -135,13 +136,14 @@ def _image_source(tx: Connection, project: str, text: str) -> SourceRef:
     """A registered image's name or id, else a path, else a URL, else `volume:REF`."""
     if not text:
         raise UsageError("--from-image needs the name of an image or a path")
-    if found := _registered(tx, text):
+    if found := _registered(tx, words.path(text)):
         if found.location.startswith(VOLUME_SCHEME):
             volume_id = found.location.removeprefix(VOLUME_SCHEME)
             return SourceRef(SourceKind.IMAGE, found.id, found.name, volume_id)
         return SourceRef(SourceKind.IMAGE, found.id, found.name, None, found.location)
     if os.path.lexists(text):
-        return SourceRef(SourceKind.IMAGE, None, os.path.abspath(text), None, os.path.abspath(text))
+        path = words.path(os.path.abspath(text))
+        return SourceRef(SourceKind.IMAGE, None, path, None, path)
     from volctl.images import http
 
     if http.is_url(text):

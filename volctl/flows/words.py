@@ -47,6 +47,15 @@ def checked(text: str, what: str, *, least: int = 0) -> str:
     return usage(lambda value: check_text(value, what, least=least), text)
 
 
+def path(text: str) -> str:
+    """A path, as text: `UsageError` for one that no row can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"the path {text!r} is not UTF-8", hint="rename what is not, with mv") from error
+    return text
+
+
 def description(text: str | None) -> str | None:
     return None if text is None else checked(text, "the description")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 
 from volctl.engine.locks import EXCLUSIVE
-from volctl.errors import UsageError
 from volctl.flows import words
 from volctl.flows.adopt import AdoptState
 from volctl.model import Json, MiB, Volume, check_name
@@ -24,10 +23,9 @@ def adopt(
 ) -> Volume:
     """Take a file or an LV that is on the backend already under management; no byte of it is touched."""
     session.env.backends.ask(backend)
-    _check_source(source)
     named = None if name is None else words.usage(check_name, name)
     text, pairs = words.description(description), words.properties(properties)
-    state = AdoptState(str(uuid.uuid4()), backend, session.project, source, "", "", named, text, pairs)
+    state = AdoptState(str(uuid.uuid4()), backend, session.project, words.path(source), "", "", named, text, pairs)
     with session.locked({state.volume_id: EXCLUSIVE}) as locks:
         session.engine.start("volume_adopt", state, object_id=state.volume_id, locks=locks)
     made = find(session, state.volume_id)
@@ -36,14 +34,6 @@ def adopt(
             f"its size of {made.size} bytes is no whole number of MiB; it stays so until it is extended"
         )
     return made
-
-
-def _check_source(source: str) -> None:
-    """`UsageError` for what the database cannot hold."""
-    try:
-        source.encode()
-    except UnicodeEncodeError:
-        raise UsageError(f"the name {source!r} is not UTF-8", hint="rename it first, with mv") from None
 
 
 def release(session: Session, ref: str) -> Json:

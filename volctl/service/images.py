@@ -53,7 +53,7 @@ def add(
         shown = proof.resolve(fetch.policy(session), location, checksum, signature, keyring)
         if http.is_url(location) and not os.path.lexists(location):
             return _add_fetched(session, state, fetch.Wanted(http.check_url(location), shown, image_format))
-        state.location = os.path.abspath(location)
+        state.location = words.path(os.path.abspath(location))
         opened: Json = {"path": state.location, "declared": image_format, "checksum": shown.checksum}
         state.opened = opened | {"allow_device": allow_device, "signature": shown.signature}
     return _added(session, state)
