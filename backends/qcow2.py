@@ -33,7 +33,7 @@ from volctl.errors import BackendError, ConflictError, ImageCorruptError, Intern
 from volctl.files.device import SECTOR_SIZES, BlockDevice
 from volctl.model import Object
 from volctl.qcow2 import links, tool
-from volctl.qcow2.export import PROGRAM, Export, marked, means
+from volctl.qcow2.export import PROGRAM, Export, devices, means
 from volctl.qcow2.header import Header, read
 from volctl.qcow2.layers import Layers, base_of, layer, owner, snapshot_of
 from volctl.qcow2.links import is_layer
@@ -268,12 +268,7 @@ class Qcow2(Shelf):
                 export.resize(self.path(volume))
 
     def _devices(self) -> dict[Object, Attached]:
-        found = {}
-        for name, device in marked(self.setup.database):
-            target = files.object_named(name)
-            if target and os.path.lexists(self.path(target)):
-                found[target] = _attached(device)
-        return found
+        return {target: _attached(device) for target, device in devices(self.setup.database, self.pool())}
 
 
 def _fits(device: BlockDevice, read_only: bool, sector_size: int | None) -> bool:

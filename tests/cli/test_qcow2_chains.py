@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from pathlib import Path
 
 import pytest
 
 from tests import qcow2_files
+from tests.backends.test_attach_qcow2 import daemon_of, end_daemon, kill_daemon, take_away
 from tests.cli.conftest import Cli, MiB, make_image, qemu_img
 from tests.cli.test_backup import restore
 
@@ -200,3 +202,31 @@ def test_a_tree_that_is_worked_on_is_left_alone(disks: Cli) -> None:
         fcntl.flock(held, fcntl.LOCK_EX)
         assert disks.json("doctor", "--fix", "--yes") == []
     assert {kind for kind, _ in doctor(disks)} == {"chain", "orphan"}
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("ended", [False, True])
+def test_the_last_bytes_of_a_file_are_in_its_device(disks: Cli, ended: bool) -> None:
+    """Also if its daemon has ended: then nothing of them, but the device is to go. Another pool has no part in it."""
+    disks.configure(DISKS.format(home=disks.home) + DISKS.format(home=disks.home).replace("disks", "more"))
+    disks("backend", "init", "more", "--yes")
+    device = disks("attach", "q", "-o", "value").out.strip()
+    daemon = daemon_of(device)
+    try:
+        disks.file("q").unlink()
+        if ended:
+            kill_daemon(daemon)
+        ran = disks("doctor", "--fix", "--json", status=12)
+        assert [(found["kind"], found["backend"], found["fixed"]) for found in ran.json()] == [
+            ("volume_object", "disks", True),
+            ("device", "disks", False),
+        ]
+        assert ended or Path(device).read_bytes().startswith(b"precious")
+        assert doctor(disks) == {("device", "volume")}
+        put_right(disks)
+        assert daemon.ids() == [] and not daemon.disk.exists()
+        assert not list(Path("/sys/block", os.path.basename(device)).glob("loop/backing_file"))
+    finally:
+        if daemon.ids():
+            take_away(device)
+        end_daemon(daemon)

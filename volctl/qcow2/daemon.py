@@ -60,6 +60,11 @@ class Daemon:
             return False
         return os.path.basename(words[0]) == PROGRAM.encode() and self._chardev.encode() in words
 
+    def works_in(self, directory: str) -> bool | None:
+        """Has it files of this directory open, which may be gone? None without a daemon; no, if one may not look."""
+        ids = self.ids()
+        return any(os.path.dirname(path) == directory for pid in ids for path in _opened(pid)) if ids else None
+
     def start(self, chain: Sequence[Path], export: dict[str, Any], *more: str) -> None:
         """Show the disk of the first file; the daemon opens exactly these, whatever their headers name."""
         with translated(f"make {self.disk}"):
@@ -120,6 +125,13 @@ class Daemon:
             monitor.execute("blockdev-add", _node(overlay, [path]))
         monitor.execute("blockdev-snapshot", {"node": present, "overlay": overlay})
         return overlay
+
+
+def _opened(pid: int) -> Iterator[str]:
+    with suppress(OSError):  # ended, or not ours to see
+        for descriptor in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(OSError):
+                yield os.readlink(f"/proc/{pid}/fd/{descriptor}")
 
 
 def _name(path: Path) -> str:

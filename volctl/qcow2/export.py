@@ -12,15 +12,16 @@ from contextlib import suppress
 from pathlib import Path
 
 from volctl.errors import MissingError
-from volctl.files import loopdev, os_open, translated
+from volctl.files import loopdev, object_named, os_open, translated
 from volctl.files.device import BlockDevice
+from volctl.model import Object
 from volctl.qcow2 import fuse, nbd
 from volctl.qcow2.daemon import PROGRAM, RUN, Daemon
 from volctl.qcow2.fuse import Fuse
 from volctl.qcow2.nbd import Nbd
 from volctl.records import record
 
-__all__ = ["PROGRAM", "Export", "marked", "means"]
+__all__ = ["PROGRAM", "Export", "devices", "means"]
 
 
 def means() -> str:
@@ -30,7 +31,18 @@ def means() -> str:
     return "a loop device over FUSE" if fuse.there() else "none: there is neither nbd nor /dev/fuse"
 
 
-def marked(database: str) -> Iterator[tuple[str, BlockDevice]]:
+def devices(database: str, pool: str) -> Iterator[tuple[Object, BlockDevice]]:
+    """The devices of the volumes in a pool's directory, also of what is gone.
+
+    Where the daemon is gone as well nobody knows whose the device was: it is told of any pool.
+    """
+    for name, device in _marked(database):
+        target = object_named(name)
+        if target and (os.path.lexists(os.path.join(pool, name)) or Daemon(database, name).works_in(pool) is not False):
+            yield target, device
+
+
+def _marked(database: str) -> Iterator[tuple[str, BlockDevice]]:
     """The devices of a database's volumes, with the names of these; loop devices only for who may ask them."""
     directory = RUN / database
     yield from loopdev.marked(str(directory))

@@ -184,12 +184,21 @@ def _devices(session: Session, view: _View) -> Iterator[Difference]:
         for target, device in listing.devices.items():
             volume = view.volumes.get(target.id)
             there = target in listing.objects
+            if not there and _is_elsewhere(view, target, backend):
+                continue
             known = volume is not None and volume.attachment is not None and volume.backend == backend
             if there and (volume is None or (known and not device.suspended)):
                 continue  # without a row it goes with the object under it
             kind = (objects.SuspendedDevice if known else objects.StrayDevice) if there else objects.DeviceOverNothing
             name = volume.name if volume else None
             yield kind(target.name, target.id, name, backend, {target.id: EXCLUSIVE}, target=target)
+
+
+def _is_elsewhere(view: _View, target: Object, backend: str) -> bool:
+    """By its row or by what is there: a backend may not know which one a device of what is gone was of."""
+    volume = view.volumes.get(target.id)
+    there = any(target in listing.objects for name, listing in view.listings.items() if name != backend)
+    return there or (volume is not None and volume.backend != backend)
 
 
 def _alone(session: Session, view: _View) -> Iterator[Difference]:
