@@ -198,6 +198,13 @@ class Qcow2(Shelf):
         with self._at("links") as place:
             return links.below(place, links.headers(place, *names))
 
+    def clear(self, leftover: str) -> None:
+        if not is_layer(leftover):
+            super().clear(leftover)
+            return
+        with self._opened(f"clear {leftover}") as layers:
+            layers.clear(leftover)
+
     def size_of(self, fd: int, name: str) -> int:
         try:
             header = read(fd, name)

@@ -362,7 +362,10 @@ class Backend(ABC):
         return None
 
     def clear(self, leftover: str) -> None:  # noqa: B027 - what leaves nothing has nothing to clear
-        """Remove what `listing` named among its leftovers; not there is success. The caller holds the lock."""
+        """Remove a leftover, or a hidden file of `links` that nothing lies over; not there is success.
+
+        The caller holds the lock.
+        """
 
     def claimed(self) -> str | None:
         """The uuid of the database whose mark the pool carries, if objects with it are there; never fails."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from tests import qcow2_files
 from tests.backends.test_attach_qcow2 import daemon_of, end_daemon, kill_daemon, take_away
 from tests.cli.conftest import Cli, MiB, make_image, qemu_img
 from tests.cli.test_backup import restore
+from tests.conftest import Volctl
 
 DISKS = '[[backend]]\nname = "disks"\nkind = "qcow2"\ndirectory = "{home}/disks"\n'
 
@@ -102,6 +105,7 @@ def test_an_image_is_kept_for_a_volume_that_no_row_knows(disks: Cli) -> None:
     unknown = disks.file("w")
     restore(disks, disks.home / "copy.db")
     disks("delete", "v", "--yes")
+    (disks.home / "disk.raw").unlink()
     disks("image", "cache", "prune", "--yes")
     assert qcow2_files.read(unknown).startswith(b"image")
 
@@ -230,3 +234,55 @@ def test_the_last_bytes_of_a_file_are_in_its_device(disks: Cli, ended: bool) -> 
         if daemon.ids():
             take_away(device)
         end_daemon(daemon)
+
+
+def alone(cli: Cli) -> Path:
+    """The layer of volumes whose files are gone, and their rows with the database."""
+    cli("create", "other", "--size", "1M")
+    cli("create", "c", "--from-volume", "q")
+    for name in "qc":
+        cli.file(name).unlink()
+    for path in cli.state.glob("volctl.db*"):
+        path.unlink()
+    cli("doctor", "--rebuild", "--yes")
+    (layer,) = layers(cli)
+    return layer
+
+
+def test_a_layer_that_nothing_lies_over_is_removed_when_it_was_agreed_to(disks: Cli) -> None:
+    layer = alone(disks)
+    assert doctor(disks) == doctor(disks, "--fix") == {("leftover", "layer")}
+    assert disks.json("doctor", status=12)[0]["deletes"] and layer.exists()
+    put_right(disks)
+    assert not layer.exists() and disks.json("backend", "show", "disks")["details"]["hidden_layers"] == 0
+
+
+def test_the_layers_of_a_volume_whose_file_is_gone_stay_with_its_row(disks: Cli) -> None:
+    disks("create", "c", "--from-volume", "q")
+    for name in "qc":
+        disks.file(name).unlink()
+    put_right(disks)
+    assert len(layers(disks)) == 1
+    disks("delete", "q", "c", "--yes")
+    assert layers(disks) == [] and disks.json("doctor") == []
+
+
+def test_a_layer_that_somebody_reads_is_left(disks: Cli, volctl: Volctl) -> None:
+    layer = alone(disks)
+    with layer.open("rb") as file:
+        holder = subprocess.Popen(["sleep", "60"], stdin=file)
+    try:
+        ran = volctl("doctor", "--fix", "--yes", "--json", status=12)
+        assert "open somewhere" in ran.json()[0]["problem"] and layer.exists()
+    finally:
+        holder.kill()
+        holder.wait()
+    put_right(disks)
+
+
+def test_a_file_that_is_only_named_like_a_layer_is_foreign(disks: Cli) -> None:
+    mine = disks.home / "disks" / "layer-mine"
+    shutil.copy(disks.file("q"), mine)
+    found = disks.json("doctor", "--foreign", "--fix", "--yes")
+    assert [(finding["kind"], finding["object"]) for finding in found] == [("foreign", "layer-mine")]
+    assert mine.exists()

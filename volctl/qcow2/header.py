@@ -51,13 +51,14 @@ def read(fd: int, name: str) -> Header:
     return Header(size, backing, _backing_format(os.pread(fd, 4096, 0), end), l1_offset, l1_size)
 
 
-def backing(fd: int) -> str | None:
-    """The name of the file below, also in a header that `read` refuses (marked as corrupt); None if there is none."""
+def glimpse(fd: int) -> Header | None:
+    """Of a file that `read` refuses (marked as corrupt), what it lies over, of size 0; None of what is no qcow2."""
     raw = os.pread(fd, _HEADER.size, 0)
     if len(raw) < _HEADER.size or raw[:4] != MAGIC.to_bytes(4, "big"):
         return None
     _, _, at, length, *_ = _HEADER.unpack(raw)
-    return os.pread(fd, min(length, LONGEST_NAME), at).decode(errors="replace") if 0 < at <= _LARGEST_CLUSTER else None
+    named = os.pread(fd, min(length, LONGEST_NAME), at).decode(errors="replace") if 0 < at <= _LARGEST_CLUSTER else None
+    return Header(0, named, None, 0, 0)
 
 
 def _backing_format(raw: bytes, at: int) -> str | None:

@@ -97,8 +97,8 @@ class Layers:
                 self.name_again(Object("snap", name.removeprefix("layer-")))
         there = links.names(self.place)
         for name in names:
-            below = self.header(name).backing
-            if below is not None and not (below in there and is_below(below)):
+            header = links.headers(self.place, name).get(name) or self.header(name)
+            if (below := header.backing) is not None and not (below in there and is_below(below)):
                 raise BackendError(f"{name} in {self.place.path} lies over {below}, which is not there, or not a layer")
             self.chains.note(name, {below})
 
@@ -189,6 +189,14 @@ class Layers:
         self.place.remove(new(name), name)
         self._forget(name)
 
+    def clear(self, name: str) -> None:
+        """The same for a layer without a snapshot, that nobody has open."""
+        if self._there(name) and (self._is_snapshot(name) or self._held(name)):
+            error = InUseError(f"{name} is a snapshot's, or open somewhere", hint="stop what uses it first")
+            error.untouched = True
+            raise error
+        self.remove(name)
+
     def _forget(self, name: str) -> None:
         for parent in self.chains.parents(name) - {None}:
             assert parent is not None
@@ -213,7 +221,7 @@ class Layers:
         if not noted and not said:
             self.place.remove(name)
             self._forget(name)
-        elif noted == said and self._is_as_noted(name) and not self._held(name) and not self._held(noted[0]):
+        elif noted == said and self._is_as_noted(noted[0]) and not self._held(name) and not self._held(noted[0]):
             with suppress(NoSpaceError, InUseError):  # to delete something must need neither: it stays, hidden
                 self._merge(noted[0], name)
 

@@ -15,7 +15,7 @@ from functools import partial
 
 from volctl import files
 from volctl.errors import BackendError
-from volctl.qcow2.header import Header, backing, read
+from volctl.qcow2.header import Header, glimpse, read
 
 _LAYER = re.compile(r"layer-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -30,14 +30,14 @@ def is_below(name: str) -> bool:
 
 
 def headers(place: files.Place, *wanted: str) -> dict[str, Header | None]:
-    """Of these files, or of all that may lie over others, if they are there; None of one that `read` refuses."""
+    """Of these files, or of all that may lie over others, if they are there; None of what is no qcow2 file."""
     found: dict[str, Header | None] = {}
     for name in filter(partial(_is_file, place), wanted) if wanted else names(place):
         with suppress(FileNotFoundError), _opened(place, name) as fd:
             try:
                 found[name] = read(fd, name)
             except BackendError:
-                found[name] = None
+                found[name] = glimpse(fd)
     return found
 
 
@@ -72,7 +72,8 @@ def _is_file(place: files.Place, name: str) -> bool:
 
 def _said(place: files.Place, name: str) -> str | None:
     with suppress(FileNotFoundError), _opened(place, name) as fd:
-        return backing(fd)
+        header = glimpse(fd)
+        return header.backing if header else None
     return None  # gone since
 
 

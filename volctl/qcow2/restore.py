@@ -8,7 +8,7 @@ from volctl import files
 from volctl.errors import BackendError
 from volctl.model import Object
 from volctl.qcow2 import links
-from volctl.qcow2.header import backing
+from volctl.qcow2.header import glimpse
 from volctl.qcow2.layers import Layers
 from volctl.qcow2.links import is_below, is_layer, layer_of
 
@@ -58,7 +58,8 @@ def _read(layers: Layers, names: Iterable[str]) -> tuple[Below, dict[str, str]]:
 
 def _named(layers: Layers, name: str) -> str | None:
     with layers.place.existing(name) as fd:
-        return backing(fd)
+        header = glimpse(fd)
+    return header.backing if header else None
 
 
 def _why(name: str, below: Below, broken: dict[str, str]) -> str | None:

@@ -15,6 +15,7 @@ from volctl.backend import Backend, Listing
 from volctl.db import snapshots, volumes
 from volctl.db.chains import StoredChains
 from volctl.engine.locks import EXCLUSIVE, LockSet
+from volctl.flows.orphan import OrphanState
 from volctl.model import Object, Status, is_uuid
 from volctl.records import mutable
 from volctl.service.doctor.difference import (
@@ -96,6 +97,29 @@ class Broken(Difference):
                 volumes.transition(tx, self.id, HOLDING, Status.ERROR, new_request(), fault=fault)
 
 
+@mutable
+class Unneeded(Difference):
+    """A hidden file that nothing lies over, by its own word or its row, and that no snapshot has."""
+
+    kind = "leftover"
+    deletes = True
+
+    def look(self, session: Session) -> bool:
+        assert self.backend is not None
+        snapshot = Object("snap", _id(self.object))
+        there = backend_of(session, self.backend).links(self.object, snapshot.name)
+        noted = StoredChains(session.store, self.backend).children(self.object)
+        self.problem = f"nothing lies over {self.object}, and it is no snapshot's"
+        self.fix = f"remove it from backend {self.backend}"
+        known = noted or snapshot_of(session, snapshot.id) or worked_on(session, snapshot.id)
+        return list(there) == [self.object] and not known
+
+    def repair(self, session: Session, locks: LockSet) -> None:
+        made_for = _id(self.object)
+        state = OrphanState(self.backend or "", "volume", made_for, made_for, leftover=self.object)
+        session.engine.start("orphan_delete", state, object_id=made_for, locks=locks)
+
+
 def suspects(view: View) -> Iterator[Difference]:
     """Names first, then rows, then what is left of objects that need what is gone."""
     for backend, listing in view.listings.items():
@@ -121,6 +145,16 @@ def _broken(view: View, backend: str, listing: Listing) -> Iterator[Difference]:
         if snapshot and view.backend_of(snapshot) == backend:
             about = (target.name, snapshot.id, snapshot.name, backend, {snapshot.volume_id: EXCLUSIVE} | locks)
             yield Broken(*about, snapshot=True)
+
+
+def unneeded(view: View) -> Iterator[Difference]:
+    """Nothing can come to lie over them any more."""
+    noted = {(backend, parent) for (backend, _), parents in view.noted.items() for parent in parents}
+    for backend, listing in view.listings.items():
+        needed = set(listing.links.values())
+        for name in listing.links:
+            if _is_hidden(name) and name not in needed and (backend, name) not in noted:
+                yield Unneeded(name, None, None, backend, {_id(name): EXCLUSIVE} | view.shared(backend, name))
 
 
 def is_unnoted(name: str, links: Links, parents: set[str | None]) -> bool:

@@ -228,6 +228,7 @@ def _strays(session: Session, view: _View) -> Iterator[Difference]:
         for name, volume_id in listing.leftovers.items():
             locks = {volume_id: EXCLUSIVE} if volume_id else {}
             yield objects.Leftover(name, volume_id or None, None, backend, locks)
+    yield from chains.unneeded(view)
 
 
 def _images(session: Session, view: _View) -> Iterator[Difference]:
