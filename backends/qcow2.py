@@ -20,7 +20,6 @@ snapshot merges its layer where only one file lies over it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -181,7 +180,8 @@ class Qcow2(Shelf):
 
     def inspect(self, target: Object) -> Info | None:
         with self._at("inspect", target) as place:
-            return _info(place, target) if place.stat(target.name) else None
+            found, header = place.stat(target.name), links.headers(place, target.name).get(target.name)
+        return _sized(header, found.st_blocks * 512) if found else None
 
     def listing(self) -> Listing:
         """Layers are neither objects nor foreign: they are part of what lies over them."""
@@ -284,15 +284,6 @@ def _fits(device: BlockDevice, read_only: bool, sector_size: int | None) -> bool
 
 def _attached(device: BlockDevice) -> Attached:
     return Attached(str(device.node), device.read_only, device.sector_size)
-
-
-def _info(place: files.Place, target: Object) -> Info:
-    with place.existing(target.name) as fd:
-        allocated = os.fstat(fd).st_blocks * 512
-        try:
-            return _sized(read(fd, target.name), allocated)
-        except BackendError:
-            return _sized(None, allocated)
 
 
 def _sized(header: Header | None, allocated: int) -> Info:
