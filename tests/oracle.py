@@ -422,7 +422,7 @@ def _machine(roots: list[str], shown: str, attached: Set[str]) -> Iterator[str]:
         for backing in Path("/sys/block").glob(pattern):
             if (file := _read(backing)) and _under(file, [*roots, shown]) and _volume(file) not in attached:
                 yield f"{backing.parts[3]} is still attached to {file}"
-    for place in (line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()):
+    for place in (line.split()[4] for line in _read(Path("/proc/self/mountinfo")).split("\n")):
         if _under(place, roots) or (_under(place, [shown]) and _volume(place) not in attached):
             yield f"{place} is still mounted"
     for pid in filter(str.isdigit, os.listdir("/proc")):
@@ -457,7 +457,7 @@ def _under(path: str, roots: list[str]) -> bool:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text().strip()
+        return path.read_text(errors="replace").strip()
     except OSError:
         return ""
 

@@ -50,7 +50,10 @@ class TestQcow2(OnRows, Attaching):
 
     def devices(self, backend: Backend, volume: Object) -> int:
         daemon = Daemon(backend.setup.database, volume.name)
-        said = [path.read_text().strip() for path in (*_sys("loop*/loop/backing_file"), *_sys("nbd*/backend"))]
+        said = [
+            path.read_text(errors="replace").strip()
+            for path in (*_sys("loop*/loop/backing_file"), *_sys("nbd*/backend"))
+        ]
         return max(said.count(str(daemon.disk)), len(daemon.ids()))
 
     def test_a_snapshot_and_a_clone_of_an_attached_volume_are_of_one_instant(

@@ -469,5 +469,7 @@ def test_a_device_of_somebody_else_is_left(attached: tuple[Damaged, str]) -> Non
 
 
 def devices_over(file: Path) -> list[str]:
-    listed = subprocess.run(["losetup", "-l", "-n", "-O", "NAME,BACK-FILE"], capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        ["losetup", "-l", "-n", "-O", "NAME,BACK-FILE"], capture_output=True, errors="replace", check=True
+    )
     return [line.split()[0] for line in listed.stdout.splitlines() if str(file) in line]

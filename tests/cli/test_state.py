@@ -138,6 +138,38 @@ def test_a_database_that_another_command_closes_is_waited_for(cli: Cli, volctl: 
     assert freed.finished.is_set(), "it was held"
 
 
+@pytest.mark.root
+def test_what_others_mount_and_run_may_have_any_name(volctl: Volctl) -> None:
+    """Names in /proc and /sys are bytes; some are line ends or blanks to whoever takes them for text."""
+    volctl("create", "v", "--size", "1M", status=0)
+    program = r"""
+import os, subprocess, sys
+home, volume, argv = os.fsencode(sys.argv[1]), sys.argv[2], sys.argv[3:]
+odd = home + b"/\xff \xc2\xa0\xc2\x85\xe2\x80\xa8 \\x0b-"
+os.mkdir(odd)
+subprocess.run(["mount", "-t", "tmpfs", "none", odd], check=True)
+with open(odd + b"/file", "wb") as file:
+    file.truncate(1 << 20)
+loop = subprocess.check_output(["losetup", "--show", "-f", odd + b"/file"], text=True).strip()
+try:
+    subprocess.run(["cp", "/bin/sleep", odd + b"/\xfe\xff"], check=True)
+    held = subprocess.Popen([odd + b"/\xfe\xff", "60"], stdin=open(volume))
+    codes = []
+    for words in (["list"], ["delete", "v", "-y"], ["attach", "v"], ["doctor"], ["create", "--size", "1M"]):
+        codes.append(subprocess.run([*argv, *words], stdout=subprocess.DEVNULL).returncode)
+    held.kill(), held.wait()
+    print(codes)
+finally:
+    subprocess.run(["losetup", "-d", loop], check=True)
+    subprocess.run(["umount", odd], check=True)
+"""
+    volume = volctl("path", "v", status=0).out.strip()
+    words = ["unshare", "--mount", sys.executable, "-c", program, str(volctl.home), volume, *volctl.argv]
+    done = subprocess.run(words, env=volctl.environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "[0, 5, 5, 0, 0]\n", done.stderr
+    assert "internal error" not in done.stderr and "(pid" in done.stderr
+
+
 def test_a_missing_database_beside_volumes(cli: Cli) -> None:
     cli.volume("v")
     database = cli.state / "volctl.db"

@@ -53,7 +53,7 @@ class World:
         if self.kind == "fake":
             return [str(path) for path in self.pool.glob(f"device-*{volume.id}")]
         backing = Path("/sys/block").glob("loop*/loop/backing_file")
-        return [f"/dev/{path.parts[3]}" for path in backing if volume.id in path.read_text()]
+        return [f"/dev/{path.parts[3]}" for path in backing if volume.id in path.read_text(errors="replace")]
 
     def reboot(self, volume: Volume) -> None:
         """The device is gone, and no command of ours did it."""

@@ -128,7 +128,7 @@ def devices(root: Path) -> list[str]:
 
 def read(path: Path) -> str:
     try:
-        return path.read_text().strip()
+        return path.read_text(errors="replace").strip()
     except OSError:
         return ""  # gone meanwhile
 

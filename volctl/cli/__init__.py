@@ -12,7 +12,7 @@ import signal
 import sys
 
 from volctl.cli import stdout
-from volctl.errors import InternalError, VolctlError, is_of_the_system, of_os
+from volctl.errors import InternalError, UsageError, VolctlError, is_of_the_system, of_os
 
 VERSION_OPTIONS = ("--version", "-V")
 READER_GONE = 141  # 128 + SIGPIPE: whoever read a stream has left, and there is nobody to tell
@@ -42,9 +42,22 @@ def _outcome(words: list[str]) -> tuple[int, VolctlError | None]:
         return error.exit, None if error.exit == READER_GONE else error
     except stdout.ReaderGone:
         return 0, None
+    except UnicodeEncodeError as error:
+        odd = next((word for word in words if not _is_text(word)), None)
+        told = _internal(error) if odd is None else UsageError(f"{odd!r} is not UTF-8")
+        return told.exit, told
     except Exception as error:
         told = _system(error) if isinstance(error, OSError) and is_of_the_system(error) else _internal(error)
         return told.exit, told
+
+
+def _is_text(word: str) -> bool:
+    """Is it made of characters? A path may be any bytes, but rows hold none that are not."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _run(words: list[str]) -> int:

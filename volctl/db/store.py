@@ -21,7 +21,7 @@ from sqlalchemy.exc import DatabaseError as SqlError
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import StaticPool
 
-from volctl import interrupt
+from volctl import interrupt, kernel
 from volctl.db import migrations, tables
 from volctl.errors import DatabaseError, LockedError, NoSpaceError
 from volctl.model import now
@@ -376,10 +376,7 @@ def _refuse_network(directory: Path) -> None:
     """SQLite's WAL needs shared memory, which network file systems do not give."""
     device = directory.stat().st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
-    with open("/proc/self/mountinfo") as mounts:
-        for line in mounts:
-            fields = line.split()
-            if fields[2] == wanted and (kind := fields[fields.index("-") + 1]) in NETWORK_FILE_SYSTEMS:
-                raise DatabaseError(
-                    f"{directory} is on a network file system ({kind})", hint="choose a local directory"
-                )
+    for mount in kernel.mounts():
+        if mount.device == wanted and mount.kind in NETWORK_FILE_SYSTEMS:
+            said = f"{directory} is on a network file system ({mount.kind})"
+            raise DatabaseError(said, hint="choose a local directory")

@@ -10,9 +10,10 @@ import fcntl
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
-from volctl import held
+from volctl import held, kernel
 
 _FLOCK = "hhqqi"  # struct flock: l_type, l_whence, l_start, l_len, l_pid
 
@@ -44,7 +45,7 @@ def backed_by(file: os.stat_result, pattern: str = "loop*") -> Iterator[Path]:
     """The loop devices over a file, as their directories in /sys/block."""
     for backing in Path("/sys/block").glob(f"{pattern}/loop/backing_file"):
         try:
-            same = os.path.samestat(os.stat(backing.read_text().removesuffix("\n")), file)
+            same = os.path.samestat(os.stat(kernel.text(backing)), file)
         except OSError:
             continue  # detached meanwhile, or its file is deleted or not ours to see
         if same:
@@ -59,11 +60,11 @@ def _loops(file: os.stat_result) -> Iterator[str]:
 def _uses(block: Path) -> Iterator[str]:
     """How a block device (its directory in sysfs) and its partitions are used."""
     parts = [block, *(path.parent for path in block.glob("*/partition"))]
-    numbers = {(part / "dev").read_text().strip() for part in parts}
+    numbers = {kernel.text(part / "dev") for part in parts}
     nodes = {f"/dev/{part.name}" for part in parts}
     for mount in sorted(_mounts(numbers, nodes)):
         yield f"mounted on {mount}"
-    swaps = {line.split()[0] for line in Path("/proc/swaps").read_text().splitlines()}
+    swaps = {line.partition(" ")[0] for line in kernel.lines(Path("/proc/swaps"))}
     if swaps & nodes:
         yield "in use as swap"
     for part in parts:
@@ -86,9 +87,13 @@ def _mounts(numbers: set[str], nodes: set[str]) -> set[str]:
             continue
         if namespace not in seen:
             seen.add(namespace)
-            fields = [line.split() for line in _text(Path("/proc", pid, "mountinfo")).splitlines()]
-            found |= {line[4] for line in fields if line[2] in numbers or line[line.index("-") + 2] in nodes}
-    return {mount.encode().decode("unicode_escape") for mount in found}
+            with suppress(OSError):  # it is gone, or not ours to read
+                found |= {mount.point for mount in kernel.mounts(pid) if _is_one(mount, numbers, nodes)}
+    return found
+
+
+def _is_one(mount: kernel.Mount, numbers: set[str], nodes: set[str]) -> bool:
+    return mount.device in numbers or mount.source in nodes
 
 
 def _processes(path: Path, file: os.stat_result) -> tuple[list[str], bool]:
@@ -135,7 +140,7 @@ def _shares_lock(pid: str) -> bool:
 def _text(path: Path) -> str:
     """Empty if it is gone, or not ours to read."""
     try:
-        return path.read_text()
+        return kernel.text(path)
     except OSError:
         return ""
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from volctl import interrupt
+from volctl import interrupt, kernel
 from volctl.errors import AccessError, BackendError, MissingError
 from volctl.files.device import SECTOR_SIZES, BlockDevice
 from volctl.files.directory import os_open
@@ -100,7 +100,7 @@ def marked(directory: str) -> Iterator[tuple[str, BlockDevice]]:
     kernel calls it), also over files that are gone. Without the right to ask for the mark, none."""
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
         try:
-            place, name = os.path.split(backing.read_text().removesuffix("\n").removesuffix(" (deleted)"))
+            place, name = os.path.split(kernel.backing_file(backing.parent.parent))
         except OSError:
             continue  # detached meanwhile
         device = BlockDevice(backing.parent.parent.name)

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from volctl import command, interrupt
+from volctl import command, interrupt, kernel
 from volctl.errors import BackendError
 from volctl.files import loopdev, os_open
 from volctl.files.device import BlockDevice
@@ -37,7 +37,7 @@ class Fuse:
     def device(self) -> BlockDevice | None:
         for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
             with suppress(OSError):  # detached meanwhile
-                if backing.read_text().removesuffix("\n").removesuffix(" (deleted)") == str(self.daemon.disk):
+                if kernel.backing_file(backing.parent.parent) == str(self.daemon.disk):
                     return BlockDevice(backing.parent.parent.name)
         return None
 
@@ -74,8 +74,7 @@ class Fuse:
 
     def mounted(self) -> bool:
         """Also without its daemon, when the file cannot be looked at."""
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
-        return any(line.split()[4] == str(self.daemon.disk) for line in lines)
+        return any(mount.point == str(self.daemon.disk) for mount in kernel.mounts())
 
     def grow(self, path: Path, size: int) -> None:
         """The disk; the device sees it by `resize`."""

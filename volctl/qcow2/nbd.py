@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from volctl import command, interrupt
+from volctl import command, interrupt, kernel
 from volctl.errors import AccessError, BackendError, InternalError, MissingError
 from volctl.files import os_open
 from volctl.files.device import SECTOR_SIZES, BlockDevice
@@ -76,7 +76,7 @@ class Nbd:
 
     def lives(self) -> bool:
         """Does somebody listen at the daemon's socket? Another network namespace does not list it."""
-        lines = _UNIX_SOCKETS.read_text(errors="replace").splitlines()
+        lines = kernel.lines(_UNIX_SOCKETS)
         return any(line.endswith(f" {self.server}") for line in lines) or bool(self.daemon.ids())
 
     def attach(self, chain: Sequence[Path], *, read_only: bool, sector_size: int | None) -> BlockDevice:
@@ -191,7 +191,7 @@ def marked() -> Iterator[tuple[Path, BlockDevice]]:
     """Marks and devices, from the kernel's tables; needs no rights."""
     for backend in Path("/sys/block").glob("nbd*/backend"):
         with suppress(OSError):  # detached meanwhile
-            yield Path(backend.read_text().removesuffix("\n")), BlockDevice(backend.parent.name)
+            yield Path(kernel.text(backend)), BlockDevice(backend.parent.name)
 
 
 @contextmanager
