@@ -13,6 +13,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Callable
 from contextlib import closing
@@ -69,6 +70,35 @@ def test_cached_images_are_known_no_more_and_go_first(cli: Cli) -> None:
     cli("delete", "v", "w", "--yes")
     cli("image", "cache", "prune", "--yes")
     assert cli.json("doctor") == []
+
+
+def test_of_two_at_once_one_makes_it_and_the_other_leaves_it(cli: Cli, volctl: Volctl) -> None:
+    """Both have looked, and wait to be alone in the state directory."""
+    cli.volume("v")
+    lose(cli)
+    words = [*volctl.argv, "doctor", "--rebuild", "--yes"]
+    descriptor = os.open(cli.state, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        both = [subprocess.Popen(words, env=volctl.environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+        await_blocked(descriptor, 2)
+    finally:
+        os.close(descriptor)
+    told = [one.communicate()[1] for one in both]
+    assert sorted(one.returncode for one in both) == [0, 5], told
+    assert not list(cli.state.glob("*.unusable-*"))
+    assert [volume["name"] for volume in cli.json("list")] == ["v"]
+
+
+def await_blocked(descriptor: int, many: int) -> None:
+    """Until so many wait for the lock of an open file, as the kernel tells it (proc(5), locks)."""
+    inode, end = os.fstat(descriptor).st_ino, time.monotonic() + 60
+    while True:
+        lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+        if sum("->" in line and line[-3].endswith(f":{inode}") for line in lines) >= many:
+            return
+        assert time.monotonic() < end, "nobody waits"
+        time.sleep(0.01)
 
 
 def test_the_recipe_is_told_and_asked_for(cli: Cli) -> None:
