@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -220,6 +221,7 @@ def test_the_last_bytes_of_a_file_are_in_its_device(disks: Cli, ended: bool) -> 
         disks.file("q").unlink()
         if ended:
             kill_daemon(daemon)
+            time.sleep(1.5)  # as long the kernel remembers what the daemon told it of the file
         ran = disks("doctor", "--fix", "--json", status=12)
         assert [(found["kind"], found["backend"], found["fixed"]) for found in ran.json()] == [
             ("volume_object", "disks", True),

@@ -31,6 +31,8 @@ _READ_ONLY, _AUTOCLEAR, _DIRECT_IO = 1, 4, 16
 _INFO = struct.Struct("<5Q4I64s64s32s2Q")  # struct loop_info64: flags are number 8, the file's name is number 9
 _FLAGS, _NAME = 8, 9
 _CONTROL = Path("/dev/loop-control")
+_UNSERVED = "\0"
+"""Instead of a mark, where the kernel cannot ask for the file: it was shown by FUSE, and by whom is gone."""
 _TRIES = 100  # another program may take the free device that we were told of
 
 
@@ -104,17 +106,19 @@ def marked(directory: str) -> Iterator[tuple[str, BlockDevice]]:
         except OSError:
             continue  # detached meanwhile
         device = BlockDevice(backing.parent.parent.name)
-        if place == directory and _mark(device) == name:
+        if place == directory and _mark(device) in (name, _UNSERVED):
             yield name, device
 
 
 def _mark(device: BlockDevice) -> str | None:
-    """None if it cannot be asked: it is not for us, or this is a bad moment."""
+    """None if it cannot be asked: it is not for us, or this is a bad moment. Without its file's server, `_UNSERVED`."""
     try:
         with os_open(device.node, os.O_RDONLY | os.O_CLOEXEC) as at:
             name: bytes = _status(at)[_NAME]
             return name.rstrip(b"\0").decode(errors="replace")
     except OSError as error:
+        if error.errno == errno.ENOTCONN:
+            return _UNSERVED
         detached = (errno.ENXIO, errno.ENODEV, errno.ENOENT)
         return "" if error.errno in detached else None
 

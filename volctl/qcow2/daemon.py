@@ -62,8 +62,9 @@ class Daemon:
 
     def works_in(self, directory: str) -> bool | None:
         """Has it files of this directory open, which may be gone? None without a daemon; no, if one may not look."""
-        ids = self.ids()
-        return any(os.path.dirname(path) == directory for pid in ids for path in _opened(pid)) if ids else None
+        if any(os.path.dirname(path) == directory for pid in self.ids() for path in _opened(pid)):
+            return True
+        return False if self.ids() else None  # it may have ended meanwhile
 
     def start(self, chain: Sequence[Path], export: dict[str, Any], *more: str) -> None:
         """Show the disk of the first file; the daemon opens exactly these, whatever their headers name."""
