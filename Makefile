@@ -20,7 +20,7 @@ test: lint
 
 test-lvm: lint
 	VOLCTL_KILL_STRIDE=1 VOLCTL_POPULATIONS=100 VOLCTL_RANDOM_KILLS=250 .venv/bin/python -m pytest \
-		tests/system/test_vm.py -k "conformance or kills or mends or repair or rebuild or random" $(PYTEST)
+		tests/system/test_vm.py -k "conformance or kills or mends or doctor or repair or rebuild or random" $(PYTEST)
 
 torture:
 	@scripts/torture $(TORTURE)

@@ -38,7 +38,7 @@ def test_what_a_killed_doctor_began_is_done_by_the_next(rig: Rig, backend: str) 
         rig.run(*fix, status=0)
         if found := rig.settled(backend):
             wrong[f"{number}: {died.points[-1]}"] = found
-    counted("kills of doctor --fix", len(points), len(whole.points))
+    counted(f"kills on {backend}", len(points), len(whole.points))
     assert not wrong, "\n".join(f"{where}: {found}" for where, found in wrong.items())
 
 
@@ -67,7 +67,6 @@ def test_a_killed_rebuild_is_made_by_the_next(rig: Rig) -> None:
         rig.run(*rebuild, status=5 if there else 0)
         if (found := rig.settled()) or told(rig) != before:
             wrong[f"{number}: {died.points[-1]}"] = found or told(rig)
-    counted("kills of doctor --rebuild", len(points), len(whole.points))
     assert not wrong, "\n".join(f"{where}: {found}" for where, found in wrong.items())
 
 
@@ -121,7 +120,6 @@ def test_what_is_taken_over_or_let_go_of_is_one_or_the_other(stray: Rig, backend
         if (found := rig.settled()) or (found := one_of_both(rig, backend)):
             wrong[f"{number}: {died.points[-1]}"] = found
         back(rig, backend)
-    counted(f"kills of {verb}", len(points), len(whole.points))
     assert not wrong, "\n".join(f"{where}: {found}" for where, found in wrong.items())
 
 

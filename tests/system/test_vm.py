@@ -25,8 +25,9 @@ KILLS = ["test_lvm_kill.py", "test_lvm_settle_kill.py"]
 ONLY = {
     "kills-thin": "any_point and thin",
     "kills-thick": "not (any_point and thin)",
-    "repair-thin": "thin",
-    "repair-thick": "not thin",
+    "doctor-thin": "killed_doctor and thin",
+    "doctor-thick": "killed_doctor and thick",
+    "repair": "not killed_doctor",
     "random-thin": "thin",
     "random-thick": "thick",
 }
@@ -42,8 +43,9 @@ BOOTS = {
         "test_lvm_adopt.py",
         "test_lvm_cache.py",
     ],
-    "repair-thin": REPAIR,
-    "repair-thick": REPAIR,
+    "doctor-thin": REPAIR,
+    "doctor-thick": REPAIR,
+    "repair": REPAIR,
     "rebuild": ["test_lvm_rebuild.py"],
     "random-thin": RANDOM,
     "random-thick": RANDOM,

@@ -168,9 +168,9 @@ PARTS = (
         on_request=True,
     ),
     Part(
-        "lvm-repair",
-        "kill -9 of doctor --fix, doctor --rebuild, adopt and release on real LVM, in a virtual machine",
-        boots("repair", VOLCTL_KILL_STRIDE="1"),
+        "lvm-doctor",
+        "kill -9 of doctor --fix at the same, in a virtual machine",
+        boots("doctor", VOLCTL_KILL_STRIDE="1"),
         ("lvm",),
         on_request=True,
     ),
@@ -193,7 +193,7 @@ PARTS = (
     Part(
         "vm",
         "real LVM in a virtual machine: full pools, broken disks, holders, crowds (tests)",
-        boots("not (kills or repair or files or rebuild or random)"),
+        boots("not (kills or doctor or repair or files or rebuild or random)"),
         ("lvm",),
         on_request=True,
     ),
