@@ -74,7 +74,8 @@ def suspects(session: Session) -> Iterator[Difference]:
     yield from unusable
     yield from view.flows
     yield from chains.suspects(view)
-    for look in (_types, _snapshots, _volumes, _cached, _attachments, _devices, _alone, _strays, _images):
+    # What waits is named before anything is deleted, which lets it go on.
+    for look in (_types, _snapshots, _volumes, _attachments, _devices, _cached, _alone, _strays, _images):
         yield from look(session, view)
     for name in view.reservations:
         yield rows.Reservation(name, name)
