@@ -69,10 +69,10 @@ class Lvm(Backend):
             extra=extra,
         )
 
-    def _awake(self) -> VolumeGroup:
-        """The group, and nothing attached is suspended: what is undone may have been done to its origin."""
+    def _awake(self, name: str | None) -> VolumeGroup:
+        """The group; an attached LV of that name, or any, is not suspended any more."""
         group = self._vg.see()
-        self._vg.wake(group)
+        self._vg.wake(group, name)
         return group
 
     def pool(self) -> str:
@@ -165,7 +165,7 @@ class Lvm(Backend):
             yield Target(self.path(source), "raw", zeroed=False)
 
     def extend(self, volume: Object, size: int) -> None:
-        group = self._awake()
+        group = self._awake(volume.name)
         lv = self._vg.existing(group, volume.name)
         if size < lv.size:
             raise BackendError(f"{volume.name} has {lv.size} bytes and is not cut to {size}")
@@ -187,7 +187,7 @@ class Lvm(Backend):
         return self._make.instead(snapshot.name, lambda: self._vg.change(make))
 
     def delete_snapshot(self, volume: Object, snapshot: Object) -> None:
-        self._vg.remove(snapshot.name, self._awake(), self._options.clear)
+        self._vg.remove(snapshot.name, self._awake(volume.name), self._options.clear)
         self._vg.flush()
 
     def revert(self, volume: Object, snapshot: Object, size: int) -> None:
@@ -213,7 +213,10 @@ class Lvm(Backend):
         self._vg.change(lambda verbs: verbs.rename(new, volume.name))
 
     def delete(self, volume: Object) -> None:
-        group = self._awake()
+        group = self._vg.see()
+        there = group.lv(volume.name)
+        if there is None or there.origin:  # else it is no copy that LVM made
+            self._vg.wake(group, there.origin if there else None)
         for name in (reverting(volume), volume.name):
             self._vg.remove(name, group, self._options.clear)
         self._vg.flush()  # also when all are gone: whoever removed them may have died before this

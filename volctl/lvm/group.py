@@ -190,10 +190,10 @@ class Session:
                 return None
         return None
 
-    def wake(self, group: VolumeGroup) -> None:
-        """Let attached LVs go on that an LVM which was killed left suspended: who uses them waits."""
+    def wake(self, group: VolumeGroup, name: str | None) -> None:
+        """Let an attached LV, or any, go on that an LVM which was killed left suspended: who uses it waits."""
         for lv in group.lvs:
-            if lv.suspended and ATTACHED in lv.tags and self.mine(lv):
+            if lv.suspended and ATTACHED in lv.tags and self.mine(lv) and name in (None, lv.name):
                 with self.changing() as verbs:
                     verbs.resume(lv.name)
 
@@ -205,7 +205,7 @@ class Session:
         except BaseException:
             if ATTACHED in lv.tags:
                 with suppress(VolctlError), interrupt.undoing():
-                    self.wake(self.look())
+                    self.wake(self.look(), lv.name)
             raise
 
     def hide(self, name: str, said: str) -> None:
