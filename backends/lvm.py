@@ -69,8 +69,8 @@ class Lvm(Backend):
             extra=extra,
         )
 
-    def _awake(self, name: str | None) -> VolumeGroup:
-        """The group; an attached LV of that name, or any, is not suspended any more."""
+    def _awake(self, name: str) -> VolumeGroup:
+        """The group; if the LV of that name is attached, it is not suspended any more."""
         group = self._vg.see()
         self._vg.wake(group, name)
         return group

@@ -44,4 +44,4 @@ def mounts(pid: str = "self") -> Iterator[Mount]:
 
 
 def _unescaped(name: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), name)
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), name) if "\\" in name else name

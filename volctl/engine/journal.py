@@ -114,6 +114,11 @@ def open_of(tx: Connection, object_id: str) -> Sequence[str]:
     return tx.execute(query).scalars().all()
 
 
+def abandon(tx: Connection, flow_id: str) -> None:
+    """It ends as it is."""
+    update_flow(tx, flow_id, phase=ABANDONED, ended_at=now())
+
+
 def done_later(tx: Connection, object_id: str | None, number: int, beside: Sequence[str] = ()) -> bool:
     """Was a flow of this object, and none of those names, begun after flow `number`, and done?"""
     later = select(flows.c.id).where(flows.c.object_id == object_id, flows.c.number > number, flows.c.phase == DONE)

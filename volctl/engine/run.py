@@ -312,7 +312,7 @@ class Engine(Generic[E]):
         with self.store.write() as tx:
             later = run.again and journal.done_later(tx, run.object_id, row["number"], run.flow.beside)
             if later:
-                journal.update_flow(tx, run.id, phase=journal.ABANDONED, ended_at=now())
+                journal.abandon(tx, run.id)
         return later
 
     def _put_aside(self, run: Run[E, Any], error: Exception) -> None:
@@ -343,7 +343,7 @@ class Engine(Generic[E]):
             if row is None or row["ended_at"]:
                 raise ConflictError(f"flow {flow_id} has ended already")
             close(tx, row)
-            journal.update_flow(tx, flow_id, phase=journal.ABANDONED, ended_at=now())
+            journal.abandon(tx, flow_id)
 
 
 def _untouched(error: BaseException | None) -> bool:

@@ -50,7 +50,7 @@ def below(place: files.Place, headers: Mapping[str, Header | None]) -> dict[str,
 
 def over(place: files.Place, name: str) -> list[str]:
     """The files that lie over `name`, however they spell it; a snapshot's by its own only where it has no other."""
-    above = [child for child in names(place) if name in (_said(place, child) or "")]
+    above = [child for child in names(place) if name in (said(place, child) or "")]
     return [child for child in above if not (child.startswith("snap-") and layer_of(child) in above)]
 
 
@@ -70,7 +70,8 @@ def _is_file(place: files.Place, name: str) -> bool:
         return False
 
 
-def _said(place: files.Place, name: str) -> str | None:
+def said(place: files.Place, name: str) -> str | None:
+    """What a file lies over, also one that `read` refuses."""
     with suppress(FileNotFoundError), _opened(place, name) as fd:
         header = glimpse(fd)
         return header.backing if header else None

@@ -8,7 +8,6 @@ from volctl import files
 from volctl.errors import BackendError
 from volctl.model import Object
 from volctl.qcow2 import links
-from volctl.qcow2.header import glimpse
 from volctl.qcow2.layers import Layers
 from volctl.qcow2.links import is_below, is_layer, layer_of
 
@@ -32,7 +31,7 @@ def restore(layers: Layers) -> dict[Object, str]:
         if name in below:
             layers.chains.note(name, {below[name]})
         elif not is_layer(name):
-            named = _named(layers, name)
+            named = links.said(layers.place, name)
             kept = {named} if named in names and is_below(named or "") else loose
             layers.chains.note(name, kept or {None})
     found = {target: _why(target.name, below, broken) for name in names if (target := files.object_named(name))}
@@ -54,12 +53,6 @@ def _read(layers: Layers, names: Iterable[str]) -> tuple[Below, dict[str, str]]:
         if not may_be or (lower is not None and lower not in names):
             broken[name] = f"{name} lies over {lower}, which is not there, or no layer"
     return below, broken
-
-
-def _named(layers: Layers, name: str) -> str | None:
-    with layers.place.existing(name) as fd:
-        header = glimpse(fd)
-    return header.backing if header else None
 
 
 def _why(name: str, below: Below, broken: dict[str, str]) -> str | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from volctl.db import backup as database
 from volctl.engine import journal
 from volctl.errors import UsageError
-from volctl.model import Json, now
+from volctl.model import Json
 from volctl.service import flows
 from volctl.service.session import Session
 
@@ -36,4 +36,4 @@ def _end_flows(tx: Connection) -> None:
         row = journal.load(tx, open_["id"])
         assert row is not None
         flows.close(tx, row, f"the backup was made while {row['name']} was under way: nobody knows how that ended")
-        journal.update_flow(tx, row["id"], phase=journal.ABANDONED, ended_at=now())
+        journal.abandon(tx, row["id"])

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,7 +115,7 @@ class Session:
             outdated = rows.outdated(tx, limit)
         failed: dict[str | None, VolctlError] = {}
         for target, volume_id, backend in outdated:
-            if backend in failed or (locks := self.locked_now(self._of_volume(volume_id))) is None:
+            if backend in failed or (locks := self.locked_now(partial(self._names, volume_id))) is None:
                 continue
             with locks:
                 if error := about.catch_up(self.env, target, backend):
@@ -130,28 +131,24 @@ class Session:
         for late in failed:
             self.watcher.warn(f"what the object carries is older for now: {late.message}")
 
-    def _of_volume(self, volume_id: str) -> Callable[[], Names]:
-        def names() -> Names:
-            with self.store.read() as tx:
-                return dict.fromkeys(volumes.lock_names(tx, volume_id), EXCLUSIVE)
-
-        return names
+    def _names(self, volume_id: str) -> Names:
+        with self.store.read() as tx:
+            return dict.fromkeys(volumes.lock_names(tx, volume_id), EXCLUSIVE)
 
     def locked_volume(self, volume_id: str) -> LockSet:
         """Hold a volume, and the tree whose files it shares."""
-        return self.locked_as(self._of_volume(volume_id))
+        return self.locked_as(partial(self._names, volume_id))
 
 
 def _suffice(locks: LockSet, names: Callable[[], Names]) -> bool:
     """Are they those that are wanted by now? They are closed if not, or if that cannot be told."""
+    enough = False
     try:
-        if names().items() <= locks.names.items():
-            return True
-    except BaseException:
-        locks.close()
-        raise
-    locks.close()
-    return False
+        enough = names().items() <= locks.names.items()
+    finally:
+        if not enough:
+            locks.close()
+    return enough
 
 
 def tell_rounding(session: Session, made: Volume, asked: int) -> None:
