@@ -29,7 +29,7 @@ from volctl.service.doctor.difference import (
 )
 
 if TYPE_CHECKING:
-    from volctl.service.doctor.suspects import _View as View
+    from volctl.service.doctor.suspects import View
     from volctl.service.session import Session
 
 Links = Mapping[str, str | None]

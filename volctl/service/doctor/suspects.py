@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @mutable
-class _View:
+class View:
     """The rows in one transaction, taken after the listings."""
 
     volumes: dict[str, Volume]
@@ -109,11 +109,11 @@ def _list_backends(session: Session, listings: dict[str, Listing]) -> Iterator[D
             yield rows.BackendUnusable(config.name, backend=config.name, problem=problem, fix=None)
 
 
-def _view(tx: Connection, listings: dict[str, Listing], stored: set[str]) -> _View:
+def _view(tx: Connection, listings: dict[str, Listing], stored: set[str]) -> View:
     every = volumes.listing(tx, project=None, equal={}, sort="created_at", descending=False)
     taken = snapshots.listing(tx, project=None, equal={}, sort="created_at", descending=False)
     flows = [rows.StuckFlow(row["name"], row["id"], locks=row["locks"]) for row in journal.unfinished(tx, all_=True)]
-    return _View(
+    return View(
         {volume.id: volume for volume in every},
         {snapshot.id: snapshot for snapshot in taken},
         images.listing(tx),
@@ -128,12 +128,12 @@ def _view(tx: Connection, listings: dict[str, Listing], stored: set[str]) -> _Vi
     )
 
 
-def _types(session: Session, view: _View) -> Iterator[Difference]:
+def _types(session: Session, view: View) -> Iterator[Difference]:
     used = {volume.type for volume in view.volumes.values() if volume.type is not None}
     yield from (rows.TypeGone(name) for name in sorted(used - view.types))
 
 
-def _snapshots(session: Session, view: _View) -> Iterator[Difference]:
+def _snapshots(session: Session, view: View) -> Iterator[Difference]:
     for snapshot in view.snapshots.values():
         target, backend, locks = Object("snap", snapshot.id), view.backend_of(snapshot), {snapshot.volume_id: EXCLUSIVE}
         about = (target.name, snapshot.id, snapshot.name, backend, locks)
@@ -146,7 +146,7 @@ def _snapshots(session: Session, view: _View) -> Iterator[Difference]:
             yield objects.SnapshotObject(*about)
 
 
-def _volumes(session: Session, view: _View) -> Iterator[Difference]:
+def _volumes(session: Session, view: View) -> Iterator[Difference]:
     for volume in view.volumes.values():
         target = Object("volume", volume.id)
         about = (target.name, volume.id, volume.name, volume.backend, {volume.id: EXCLUSIVE})
@@ -159,14 +159,14 @@ def _volumes(session: Session, view: _View) -> Iterator[Difference]:
             yield objects.VolumeObject(*about)
 
 
-def _cached(session: Session, view: _View) -> Iterator[Difference]:
+def _cached(session: Session, view: View) -> Iterator[Difference]:
     for entry in view.cached.values():
         broken = entry.status != image_cache.AVAILABLE or view.size(entry.backend, entry.object) != entry.size
         if broken and session.env.backends.has(entry.backend):
             yield objects.CachedImageObject(entry.object.name, entry.id, None, entry.backend, {entry.id: EXCLUSIVE})
 
 
-def _attachments(session: Session, view: _View) -> Iterator[Difference]:
+def _attachments(session: Session, view: View) -> Iterator[Difference]:
     for volume in view.volumes.values():
         noted = volume.attachment
         if volume.backend not in view.listings or (noted is None and volume.status is not Status.IN_USE):
@@ -180,7 +180,7 @@ def _attachments(session: Session, view: _View) -> Iterator[Difference]:
             yield rows.Attachment(target.name, volume.id, volume.name, volume.backend, locks)
 
 
-def _devices(session: Session, view: _View) -> Iterator[Difference]:
+def _devices(session: Session, view: View) -> Iterator[Difference]:
     for backend, listing in view.listings.items():
         for target, device in listing.devices.items():
             volume = view.volumes.get(target.id)
@@ -195,14 +195,14 @@ def _devices(session: Session, view: _View) -> Iterator[Difference]:
             yield kind(target.name, target.id, name, backend, {target.id: EXCLUSIVE}, target=target)
 
 
-def _is_elsewhere(view: _View, target: Object, backend: str) -> bool:
+def _is_elsewhere(view: View, target: Object, backend: str) -> bool:
     """By its row or by what is there: a backend may not know which one a device of what is gone was of."""
     volume = view.volumes.get(target.id)
     there = any(target in listing.objects for name, listing in view.listings.items() if name != backend)
     return there or (volume is not None and volume.backend != backend)
 
 
-def _alone(session: Session, view: _View) -> Iterator[Difference]:
+def _alone(session: Session, view: View) -> Iterator[Difference]:
     """Objects without a row, snapshots first."""
     for backend, listing in view.listings.items():
         for target in sorted(listing.objects, key=lambda target: target.kind != "snap"):
@@ -212,7 +212,7 @@ def _alone(session: Session, view: _View) -> Iterator[Difference]:
                 yield objects.Orphan(target.name, target.id, None, backend, locks, target=target)
 
 
-def _counted_on(view: _View, target: Object, backend: str) -> bool:
+def _counted_on(view: View, target: Object, backend: str) -> bool:
     if target.kind == "volume":
         volume = view.volumes.get(target.id)
         never = volume is not None and volume.status is Status.ERROR and volume.available_at is None
@@ -224,7 +224,7 @@ def _counted_on(view: _View, target: Object, backend: str) -> bool:
     return snapshot is not None and view.backend_of(snapshot) == backend
 
 
-def _strays(session: Session, view: _View) -> Iterator[Difference]:
+def _strays(session: Session, view: View) -> Iterator[Difference]:
     for backend, listing in view.listings.items():
         for name, volume_id in listing.leftovers.items():
             locks = {volume_id: EXCLUSIVE} if volume_id else {}
@@ -232,7 +232,7 @@ def _strays(session: Session, view: _View) -> Iterator[Difference]:
     yield from chains.unneeded(view)
 
 
-def _images(session: Session, view: _View) -> Iterator[Difference]:
+def _images(session: Session, view: View) -> Iterator[Difference]:
     for image in view.images:
         if image.status == Status.AVAILABLE:
             yield rows.ImageFile(image.location, image.id, image.name, locks={image.id: EXCLUSIVE})
