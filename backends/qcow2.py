@@ -189,14 +189,19 @@ class Qcow2(Shelf):
         with self._at("listing") as place:
             headers = links.headers(place)
             below = links.below(place, headers)
+        damaged = links.damaged(headers)
         there = {target: info for target, info in found.objects.items() if target.name in headers}
         infos = {target: _sized(headers[target.name], info.allocated) for target, info in there.items()}
         foreign = tuple(name for name in found.foreign if not is_layer(name))
-        return replace(found, objects=infos, foreign=foreign, links=below)
+        return replace(found, objects=infos, foreign=foreign, links=below, damaged=damaged)
 
     def links(self, *names: str) -> Mapping[str, str | None]:
         with self._at("links") as place:
             return links.below(place, links.headers(place, *names))
+
+    def damaged(self, *names: str) -> frozenset[str]:
+        with self._at("damaged") as place:
+            return links.damaged(links.headers(place, *names)) if names else frozenset()
 
     def clear(self, leftover: str) -> None:
         if not is_layer(leftover):

@@ -114,6 +114,8 @@ class Listing:
     """Names of everything else."""
     links: Mapping[str, str | None] = field(default_factory=dict)
     """Of the files that make chains (`Chains`): what each lies over by its own word, None for nothing."""
+    damaged: frozenset[str] = frozenset()
+    """Of the same files, those that cannot be read: cut off, or marked as corrupt."""
 
 
 @record
@@ -349,6 +351,10 @@ class Backend(ABC):
     def links(self, *names: str) -> Mapping[str, str | None]:
         """As in `Listing`, of those of these files that are there."""
         return {}
+
+    def damaged(self, *names: str) -> frozenset[str]:
+        """As in `Listing`, of those of these files that are there."""
+        return frozenset()
 
     def restore(self, *names: str) -> dict[Object, str]:
         """Make rows of the backend's own again (`Setup.chains`) from what lies in the pool; of these files, or all.

@@ -300,10 +300,37 @@ def test_nothing_is_deleted_unless_it_was_agreed_to(damaged: Damaged) -> None:
     }
     assert "--yes" in ran.err
     assert stray.read_bytes() == b"x" * MiB
-    assert cli.json("show", "data")["fault"]["code"] == "backend"
+    assert cli.json("show", "data")["fault"]["code"] == "drift"
     cli("doctor", "--fix", "--yes")
     assert not stray.exists()
     cli("delete", "data", "--cascade", "--yes")
+
+
+def test_what_is_there_again_is_available_again(damaged: Damaged) -> None:
+    """Volumes and snapshots that are in error only because something was missing, as long as it is."""
+    cli = damaged.cli
+    for name in ("data", "snap"):
+        damaged.file(name).rename(damaged.pool / f"{name}.away")
+    os.truncate(damaged.file("other"), MiB)
+    cli("doctor", "--fix")
+    assert cli.json("doctor") == []
+    for name in ("data", "snap"):
+        (damaged.pool / f"{name}.away").rename(damaged.file(name))
+    found = cli.json("doctor", status=12)
+    assert [(each["kind"], each["id"], each["deletes"]) for each in found] == [
+        ("status", damaged.id(name), False) for name in ("data", "snap")
+    ]
+    assert all("is not there" in each["problem"] and "available" in each["fix"] for each in found)
+    cli("doctor", "--fix")
+    assert cli.json("doctor") == []
+    data, snap, other = cli.json("show", "data"), cli.json("snapshot", "show", "snap"), cli.json("show", "other")
+    assert [(each["status"], each["fault"]) for each in (data, snap)] == [("available", None)] * 2
+    assert other["status"] == "error"
+    cli("create", "again", "--from-snapshot", "snap", "--backend", "a")
+    damaged.sql(
+        "UPDATE volumes SET status = 'error', fault = ? WHERE name = 'data'", '{"code": "backend", "message": ""}'
+    )
+    assert cli.json("doctor") == [], "what work left may be half done"
 
 
 def test_a_volume_that_grew_takes_its_size_within_the_quota(damaged: Damaged) -> None:

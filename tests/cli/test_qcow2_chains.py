@@ -46,6 +46,12 @@ def back(cli: Cli, *commands: str) -> None:
     restore(cli, cli.home / "copy.db")
 
 
+def mark_corrupt(file: Path, on: bool) -> None:
+    with file.open("r+b") as header:
+        header.seek(79)
+        header.write(b"\2" if on else b"\0")
+
+
 def layers(cli: Cli) -> list[Path]:
     return sorted((cli.home / "disks").glob("layer-*"))
 
@@ -88,13 +94,9 @@ def test_a_snapshot_is_deleted_and_merged_into_nothing_that_an_unknown_clone_lie
 def test_a_file_that_is_marked_as_corrupt_keeps_what_it_needs(disks: Cli) -> None:
     back(disks, "snapshot create q s")
     file = disks.file("q")
-    with file.open("r+b") as header:
-        header.seek(79)
-        header.write(b"\2")
+    mark_corrupt(file, True)
     disks("doctor", "--fix", "--yes")
-    with file.open("r+b") as header:
-        header.seek(79)
-        header.write(b"\0")
+    mark_corrupt(file, False)
     assert qcow2_files.read(file).startswith(b"precious")
 
 
@@ -165,6 +167,7 @@ def test_volumes_over_a_file_that_is_gone_are_in_error(disks: Cli) -> None:
     disks("snapshot", "create", "c", "s")
     disks("create", "other", "--size", "1M")
     (hidden,) = [path for path in layers(disks) if path.stat().st_nlink == 1]
+    kept = hidden.read_bytes()
     hidden.unlink()
     assert doctor(disks) == {("chain", "volume"), ("chain", "snap")}
     put_right(disks)
@@ -172,9 +175,35 @@ def test_volumes_over_a_file_that_is_gone_are_in_error(disks: Cli) -> None:
     assert states.pop("other") == ("available", None)
     assert all(status == "error" and hidden.name in fault["message"] for status, fault in states.values())
     assert disks.json("snapshot", "show", "s")["status"] == "error"
+    hidden.write_bytes(kept)
+    assert doctor(disks) == {("status", "volume"), ("status", "snap")}
+    put_right(disks)
+    assert [reads(disks, name) for name in "qc"] == [b"precious"] * 2
+    hidden.unlink()
+    put_right(disks)
     disks("delete", "q", "--yes")
     disks("delete", "c", "--cascade", "--yes")
     assert layers(disks) == [] and disks.json("doctor") == []
+
+
+def test_volumes_over_a_damaged_file_are_in_error_until_it_is_mended(disks: Cli) -> None:
+    disks("create", "c", "--from-volume", "q")
+    disks("create", "other", "--size", "1M")
+    (hidden,) = layers(disks)
+    mark_corrupt(hidden, True)
+    assert doctor(disks) == {("chain", "volume")}
+    put_right(disks)
+    states = {volume["name"]: (volume["status"], volume["fault"]) for volume in disks.json("list")}
+    assert states.pop("other") == ("available", None)
+    assert all(
+        status == "error" and f"{hidden.name}, which is damaged" in fault["message"]
+        for status, fault in states.values()
+    )
+    mark_corrupt(hidden, False)
+    assert doctor(disks) == {("status", "volume")}
+    put_right(disks)
+    disks("create", "d", "--from-volume", "c")
+    assert [reads(disks, name) for name in "qcd"] == [b"precious"] * 3
 
 
 def test_a_file_that_was_swapped_for_one_over_anything_is_never_noted(disks: Cli) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.engine.crash import MiB, Rig, noise
 
 CROWD = 8
@@ -31,3 +33,15 @@ def test_what_was_never_placed_is_neither_attached_nor_released(rig: Rig) -> Non
     for verb in ("attach", "release"):
         ended = rig.run(verb, "v", status=5)
         assert "backend None" not in ended.err
+
+
+@pytest.mark.parametrize("verb", ["release", "delete -y"])
+def test_no_image_is_a_volume_that_is_gone(rig: Rig, verb: str) -> None:
+    """Either it is an image, and is not released, or it is none. To delete it takes the image along."""
+    for number in range(6):
+        rig.run("create", f"v{number}", "--size", "1M", status=0)
+        volume = rig.there(f"v{number}")["id"]
+        all_at_once(rig, *(f"image add i{number}{each} volume:{volume}" for each in range(4)), f"{verb} {volume}")
+        if rig.volume(f"v{number}") is None:
+            images = rig.run("image", "list", "--json", status=0).json()
+            assert f"volume:{volume}" not in {image["location"] for image in images}

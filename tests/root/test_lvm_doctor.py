@@ -352,7 +352,7 @@ def test_a_pool_that_is_gone_took_its_volumes_with_it(on: Warm) -> None:
     assert told(doctor(on, status=12)) == {("backend", "fast"), ("volume_object", lost)}
     assert told(doctor(on, "--fix", status=12)) == {("backend", "fast"), ("volume_object", lost)}
     assert told(doctor(on, status=12)) == {("backend", "fast")}
-    assert on.show("v")["fault"]["code"] == "backend"
+    assert on.show("v")["fault"]["code"] == "drift"
     run("lvremove", "-y", *[f"{GROUP}/{name}" for name in lvs(GROUP, "lv_name!=home")])  # another database's
     on("backend", "init", "fast", "-y")
     on("delete", "v", "-y")

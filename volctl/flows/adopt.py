@@ -23,7 +23,7 @@ from volctl.flows.delete import check_deletable, check_holders
 from volctl.flows.refs import VOLUME_SCHEME
 from volctl.images.formats.magic import identify
 from volctl.images.gate import check_whole
-from volctl.model import Json, Object, SourceKind, Status, now
+from volctl.model import Image, Json, Object, SourceKind, Status, now
 from volctl.records import mutable
 
 if TYPE_CHECKING:
@@ -137,6 +137,8 @@ class CheckReleaseTask(AdoptTask):
         state.path = adoption(env, state.backend).path(state.thing)
 
     def record(self, tx: Connection, run: AdoptRun) -> None:
+        if since := images.at_location(tx, f"{VOLUME_SCHEME}{run.state.volume_id}"):
+            raise _is_image(f"volume {run.state.volume_id}", since[0], run.state.volume_id)
         volumes.transition(tx, run.state.volume_id, RELEASABLE, Status.DELETING, run.request)
 
     def unrecord(self, tx: Connection, run: AdoptRun) -> None:
@@ -199,9 +201,12 @@ def _refuse_image(tx: Connection, path: str, volume_id: str | None = None) -> No
     """`ConflictError` for what is registered as an image, as a volume or in place: it would not be there any more."""
     for image in images.listing(tx):
         if image.location == f"{VOLUME_SCHEME}{volume_id}" or _is_at(path, image.location):
-            what = f"volume {volume_id}" if volume_id else path
-            hint = f"forget the image first: volctl image delete {image.label}"
-            raise ConflictError(f"{what} is the registered image {image.label}", hint=hint, volume=volume_id)
+            raise _is_image(f"volume {volume_id}" if volume_id else path, image, volume_id)
+
+
+def _is_image(what: str, image: Image, volume_id: str | None) -> ConflictError:
+    hint = f"forget the image first: volctl image delete {image.label}"
+    return ConflictError(f"{what} is the registered image {image.label}", hint=hint, volume=volume_id)
 
 
 def _is_at(path: str, location: str) -> bool:

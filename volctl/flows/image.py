@@ -6,13 +6,14 @@ from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from volctl.db import events, images, parts
+from volctl.db import events, images, parts, volumes
 from volctl.engine.running import Run
 from volctl.engine.task import Direction, Flow, Task
-from volctl.errors import ExistsError
+from volctl.errors import ConflictError, ExistsError
 from volctl.flows.context import Context
+from volctl.flows.refs import VOLUME_SCHEME
 from volctl.images import store
-from volctl.model import Json, Status, now
+from volctl.model import Json, Status, Volume, now
 from volctl.records import mutable
 
 if TYPE_CHECKING:
@@ -48,6 +49,12 @@ class ImageTask(Task[Context, ImageState]):
 def check_free(tx: Connection, name: str | None) -> None:
     if name is not None and images.by_name(tx, name):
         raise ExistsError(f"there is an image {name!r} already", hint="choose another name")
+
+
+def check_volume(volume: Volume) -> None:
+    """`ConflictError` for one that cannot be an image."""
+    if volume.status not in (Status.AVAILABLE, Status.IN_USE):
+        raise ConflictError(f"volume {volume.label} is {volume.status}, not available", volume=volume.id)
 
 
 class CheckImageTask(ImageTask):
@@ -95,6 +102,8 @@ class ImageEntryTask(ImageTask):
         from sqlalchemy.exc import IntegrityError
 
         state = run.state
+        if state.location.startswith(VOLUME_SCHEME):  # it may be deleted or released since
+            check_volume(volumes.get(tx, state.location.removeprefix(VOLUME_SCHEME)))
         try:
             images.insert_row(tx, as_row(state))
         except IntegrityError as error:

@@ -48,6 +48,11 @@ def below(place: files.Place, headers: Mapping[str, Header | None]) -> dict[str,
     return found | {name: layer_of(name) for name in snapshots if same(place, name, layer_of(name))}
 
 
+def damaged(headers: Mapping[str, Header | None]) -> frozenset[str]:
+    """Those whose header is none, or none that `read` takes."""
+    return frozenset(name for name, header in headers.items() if header is None or not header.size)
+
+
 def over(place: files.Place, name: str) -> list[str]:
     """The files that lie over `name`, however they spell it; a snapshot's by its own only where it has no other."""
     above = [child for child in names(place) if name in (said(place, child) or "")]

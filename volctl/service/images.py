@@ -10,7 +10,7 @@ from volctl.db import events, images, volumes
 from volctl.engine.locks import EXCLUSIVE
 from volctl.errors import ConflictError, UsageError
 from volctl.flows import refs, words
-from volctl.flows.image import ImageDeleteState, ImageState, check_free
+from volctl.flows.image import ImageDeleteState, ImageState, check_free, check_volume
 from volctl.flows.save import SaveState
 from volctl.images import http
 from volctl.images.save import FORMATS
@@ -90,8 +90,7 @@ def _volume_location(session: Session, state: ImageState) -> None:
         raise UsageError("--copy goes with a file; an image that is a volume is cloned")
     with session.store.read() as tx:
         volume = refs.volume(tx, session.project, state.location.removeprefix(refs.VOLUME_SCHEME))
-    if volume.status not in (Status.AVAILABLE, Status.IN_USE):
-        raise ConflictError(f"volume {volume.label} is {volume.status}, not available", volume=volume.id)
+    check_volume(volume)
     state.location = f"{refs.VOLUME_SCHEME}{volume.id}"
     state.size = state.virtual_size = volume.size
 

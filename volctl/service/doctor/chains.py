@@ -7,24 +7,25 @@ may change the next one, too: so all of them are locked, by their volumes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import field
 from typing import TYPE_CHECKING
 
 from volctl import files
 from volctl.backend import Backend, Listing
-from volctl.db import snapshots, volumes
 from volctl.db.chains import StoredChains
 from volctl.engine.locks import EXCLUSIVE, LockSet
 from volctl.flows.orphan import OrphanState
 from volctl.model import Object, Status, is_uuid
 from volctl.records import mutable
 from volctl.service.doctor.difference import (
+    DRIFT,
     HOLDING,
     Difference,
     backend_of,
-    new_request,
+    row_of,
+    set_status,
     snapshot_of,
-    volume_of,
     worked_on,
 )
 
@@ -75,26 +76,19 @@ class NameLost(Difference):
 
 @mutable
 class Broken(Difference):
-    """A volume or snapshot needs a file that is gone."""
+    """A volume or snapshot needs a file that is gone, or that cannot be read."""
 
     kind = "chain"
-    snapshot: bool = False
+    target: Object = field(kw_only=True)
 
     def look(self, session: Session) -> bool:
-        found = snapshot_of(session, self.id) if self.snapshot else volume_of(session, self.id)
-        missing = gap(self.object, _climbed(backend_of(session, self.backend), self.object))
-        self.problem = f"it lies over {missing}, which is not there, or nothing that it may lie over"
-        self.fix = "set it to error"
-        return found is not None and found.status in HOLDING and missing is not None
+        row, wrong = row_of(session, self.target), below(session, self.backend, self.target)
+        self.problem, self.fix = f"it lies over {wrong}", "set it to error"
+        return row is not None and row.status in HOLDING and wrong is not None
 
     def repair(self, session: Session, locks: LockSet) -> None:
-        assert self.id is not None
-        fault = {"code": "backend", "message": self.problem}
-        with session.store.write() as tx:
-            if self.snapshot:
-                snapshots.transition(tx, self.id, (Status.AVAILABLE,), Status.ERROR, new_request(), fault=fault)
-            else:
-                volumes.transition(tx, self.id, HOLDING, Status.ERROR, new_request(), fault=fault)
+        fault = {"code": DRIFT, "message": self.problem}
+        set_status(session, self.target, HOLDING, Status.ERROR, fault=fault)
 
 
 @mutable
@@ -136,15 +130,15 @@ def suspects(view: View) -> Iterator[Difference]:
 
 def _broken(view: View, backend: str, listing: Listing) -> Iterator[Difference]:
     for target in listing.objects:
-        if gap(target.name, listing.links) is None:
+        if _wrong(target.name, listing.links, listing.damaged) is None:
             continue
         volume, snapshot = view.volumes.get(target.id), view.snapshots.get(target.id)
         locks = view.shared(backend, target.name)
         if volume and volume.backend == backend:
-            yield Broken(target.name, volume.id, volume.name, backend, {volume.id: EXCLUSIVE} | locks)
+            yield Broken(target.name, volume.id, volume.name, backend, {volume.id: EXCLUSIVE} | locks, target=target)
         if snapshot and view.backend_of(snapshot) == backend:
-            about = (target.name, snapshot.id, snapshot.name, backend, {snapshot.volume_id: EXCLUSIVE} | locks)
-            yield Broken(*about, snapshot=True)
+            locks = {snapshot.volume_id: EXCLUSIVE} | locks
+            yield Broken(target.name, snapshot.id, snapshot.name, backend, locks, target=target)
 
 
 def unneeded(view: View) -> Iterator[Difference]:
@@ -176,6 +170,22 @@ def gap(name: str, links: Links) -> str | None:
     return None
 
 
+def below(session: Session, backend: str | None, target: Object) -> str | None:
+    """What is wrong with the files that an object lies over, as they are now."""
+    pool = backend_of(session, backend)
+    links = _climbed(pool, target.name)
+    return _wrong(target.name, links, pool.damaged(*links))
+
+
+def _wrong(name: str, links: Links, damaged: Collection[str]) -> str | None:
+    if missing := gap(name, links):
+        return f"{missing}, which is not there, or nothing that it may lie over"
+    lower = links.get(name)
+    while lower is not None and lower not in damaged:
+        lower = links.get(lower)
+    return lower and f"{lower}, which is damaged"
+
+
 def _may_be_below(name: str, links: Links) -> bool:
     """Is it there, and no volume or snapshot? Those change, or go by another name."""
     target = files.object_named(name)
@@ -193,17 +203,22 @@ def _climbed(backend: Backend, name: str | None) -> dict[str, str | None]:
 
 def shared(listing: Listing, trees: Mapping[str, str]) -> dict[str, dict[str, str]]:
     """For each file, the locks of all volumes that have hidden files in common with it, also by the files alone."""
-    bottoms = {name: _bottom(name, listing.links) for name in listing.links}
+    lowest = bottoms(listing.links)
     known: dict[str, set[str]] = {}
     for target in listing.objects:
-        if target.id in trees and target.name in bottoms:
-            known.setdefault(bottoms[target.name], set()).add(trees[target.id])
-    locks = {bottom: dict.fromkeys(known.get(bottom, {_id(bottom)}), EXCLUSIVE) for bottom in bottoms.values()}
-    return locks | {name: locks[bottom] for name, bottom in bottoms.items()}
+        if target.id in trees and target.name in lowest:
+            known.setdefault(lowest[target.name], set()).add(trees[target.id])
+    locks = {bottom: dict.fromkeys(known.get(bottom, {_id(bottom)}), EXCLUSIVE) for bottom in lowest.values()}
+    return locks | {name: locks[bottom] for name, bottom in lowest.items()}
+
+
+def bottoms(links: Links) -> dict[str, str]:
+    """For each file, the last hidden one below it: files of one tree have it in common. Itself without one."""
+    return {name: _bottom(name, links) for name in links}
 
 
 def _bottom(name: str, links: Links) -> str:
-    """The last hidden file below it, whether or not it is there; itself without one."""
+    """Whether or not it is there."""
     seen = {name}
     while (below := links.get(name)) is not None and _is_hidden(below) and below not in seen:
         seen.add(below)

@@ -7,8 +7,9 @@ of its volume: what a live command is making is none.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterable
 from dataclasses import field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from volctl.backend import Backend
 from volctl.db import snapshots, volumes
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 RESTING = (Status.AVAILABLE, Status.IN_USE, Status.ERROR, Status.ERROR_DELETING)
 HOLDING = (Status.AVAILABLE, Status.IN_USE)
 """Statuses that promise that the object is there."""
+DRIFT = "drift"
+"""The code of a fault that `doctor` found and nobody's work made: when its cause is gone, so may it be."""
 
 
 @mutable
@@ -63,6 +66,10 @@ def snapshot_of(session: Session, snapshot_id: str | None) -> Snapshot | None:
         return snapshots.find(tx, snapshot_id or "")
 
 
+def row_of(session: Session, target: Object) -> Volume | Snapshot | None:
+    return snapshot_of(session, target.id) if target.kind == "snap" else volume_of(session, target.id)
+
+
 def worked_on(session: Session, object_id: str | None) -> bool:
     with session.store.read() as tx:
         return bool(object_id) and journal.is_open_for(tx, object_id or "")
@@ -81,6 +88,13 @@ def size_of(backend: Backend, target: Object) -> int | None:
 
 def backend_of(session: Session, name: str | None) -> Backend:
     return session.env.backends.get(name)
+
+
+def set_status(session: Session, target: Object, source: Iterable[Status], status: Status, **values: Any) -> None:
+    """Of the row of a volume or snapshot."""
+    transition = snapshots.transition if target.kind == "snap" else volumes.transition
+    with session.store.write() as tx:
+        transition(tx, target.id, source, status, new_request(), **values)
 
 
 def new_request() -> str:

@@ -14,11 +14,12 @@ from volctl.flows.orphan import OrphanState, counted_on
 from volctl.model import Json, Object, Status, Volume, format_size, round_up
 from volctl.records import mutable
 from volctl.service.doctor.difference import (
+    DRIFT,
     HOLDING,
     RESTING,
     Difference,
     backend_of,
-    new_request,
+    set_status,
     size_of,
     snapshot_of,
     volume_of,
@@ -61,10 +62,9 @@ class VolumeObject(Difference):
             state = ExtendState(volume.id, self._grown(session, volume))
             session.engine.start("volume_extend", state, object_id=volume.id, locks=locks)
             return
-        fault = {"code": "backend", "message": self.problem}
         gone: Json = {"attachments": []} if self.size is None else {}
-        with session.store.write() as tx:
-            volumes.transition(tx, volume.id, HOLDING, Status.ERROR, new_request(), fault=fault, **gone)
+        fault = {"code": DRIFT, "message": self.problem}
+        set_status(session, Object("volume", volume.id), HOLDING, Status.ERROR, fault=fault, **gone)
 
 
 @mutable
@@ -87,9 +87,8 @@ class SnapshotObject(Difference):
 
     def repair(self, session: Session, locks: LockSet) -> None:
         assert self.id is not None
-        fault = {"code": "backend", "message": self.problem}
-        with session.store.write() as tx:
-            snapshots.transition(tx, self.id, (Status.AVAILABLE,), Status.ERROR, new_request(), fault=fault)
+        fault = {"code": DRIFT, "message": self.problem}
+        set_status(session, Object("snap", self.id), (Status.AVAILABLE,), Status.ERROR, fault=fault)
 
 
 @mutable

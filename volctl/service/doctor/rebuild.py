@@ -23,6 +23,8 @@ from volctl.errors import BackendError, ConflictError, DatabaseError, LockedErro
 from volctl.flows.context import Backends
 from volctl.model import Json, Object, SourceKind, Status, now
 from volctl.records import mutable
+from volctl.service.doctor import chains
+from volctl.service.doctor.difference import DRIFT
 from volctl.service.doctor.finding import Finding
 from volctl.service.doctor.told import checked
 from volctl.service.session import Options, Watcher, prepare
@@ -115,6 +117,7 @@ def _fill(store: Store, config: Config, where: Places, rows: _Rows) -> None:
             raise BackendError(f"backend {backend.name} cannot be read: {problem.message}", hint=hint)
         rows.look(backend, backend_config.availability_zone, backend.restore())
     rows.stand_in()
+    rows.plant()
     with store.write() as tx:
         rows.insert(tx)
 
@@ -129,11 +132,14 @@ class _Rows:
     cached: list[CachedImage] = field(default_factory=list)
     told: list[Finding] = field(default_factory=list)
     _names: set[tuple[str, str, str]] = field(default_factory=set)
+    _untold: set[str] = field(default_factory=set)
+    _bottoms: dict[Object, tuple[str, str]] = field(default_factory=dict)
 
     def look(self, backend: Backend, zone: str, broken: Mapping[Object, str]) -> None:
         """All that is on a backend; what is `broken` becomes a row in `error`, too."""
         listing = backend.listing()
         sizes = {target: info.size for target, info in listing.objects.items()}
+        bottoms = chains.bottoms(listing.links)
         for target in backend.described():
             if target not in sizes:
                 continue
@@ -147,6 +153,12 @@ class _Rows:
             about, size = checked(target), sizes[target]
             problem = broken.get(target) or (UNTOLD if target.about is None else None if size else EMPTY)
             row = self._common(target, about, size, backend.name, problem)
+            if target.about is None:
+                self._untold.add(target.id)
+            elif target in broken:
+                row["fault"]["code"] = DRIFT
+            if (bottom := bottoms.get(target.name, target.name)) != target.name:
+                self._bottoms[target] = (backend.name, bottom)
             if target.kind == "volume":
                 row |= _of_volume(about, backend.name, zone, listing.devices.get(target))
             else:
@@ -202,6 +214,19 @@ class _Rows:
             about, target = {"project": snapshot["project"]}, Object("volume", volume_id)
             row = self._common(target, about, snapshot["size"], backend, said)
             self.volumes[volume_id] = row | _of_volume({}, backend, None, None)
+            self._untold.add(volume_id)
+
+    def plant(self) -> None:
+        """Volumes that do not say of which tree they are join that of the files that theirs lie over."""
+        trees: dict[tuple[str, str], set[str]] = {}
+        for target, bottom in self._bottoms.items():
+            volume_id = target.id if target.kind == "volume" else self.snapshots[target.id]["volume_id"]
+            trees.setdefault(bottom, set()).add(volume_id)
+        for ids in trees.values():
+            told = {self.volumes[each]["tree"] or each for each in ids - self._untold}
+            root = min(told or ids)
+            for each in ids & self._untold - {root}:
+                self.volumes[each]["tree"] = root
 
     def insert(self, tx: Connection) -> None:
         request = str(uuid.uuid4())

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from volctl.db import images, quotas, snapshots, types, volumes
+from volctl.db import images, quotas, types, volumes
 from volctl.engine import journal
 from volctl.engine.locks import LockSet
 from volctl.errors import ConflictError
@@ -20,7 +20,7 @@ from volctl.records import mutable
 from volctl.service.doctor.difference import (
     RESTING,
     Difference,
-    new_request,
+    set_status,
     snapshot_of,
     volume_of,
     worked_on,
@@ -60,13 +60,11 @@ class Halted(Difference):
 
     def repair(self, session: Session, locks: LockSet) -> None:
         assert self.id is not None
-        fault = {"code": "conflict", "message": self.problem}
         between = set(Status) - set(RESTING)
-        with session.store.write() as tx:
-            if self.snapshot:
-                snapshots.transition(tx, self.id, between, Status.ERROR, new_request(), fault=fault)
-            else:
-                volumes.transition(tx, self.id, between, Status.ERROR, new_request(), fault=fault, promised=0)
+        target = Object("snap" if self.snapshot else "volume", self.id)
+        fault = {"code": "conflict", "message": self.problem}
+        gone: Json = {} if self.snapshot else {"promised": 0}
+        set_status(session, target, between, Status.ERROR, fault=fault, **gone)
 
 
 @mutable
@@ -96,8 +94,7 @@ class Attachment(Difference):
         if volume.attachment is not None:
             as_found(session.env, volume)
             return
-        with session.store.write() as tx:
-            volumes.transition(tx, volume.id, (Status.IN_USE,), Status.AVAILABLE, new_request())
+        set_status(session, Object("volume", volume.id), (Status.IN_USE,), Status.AVAILABLE)
 
 
 @mutable

@@ -18,7 +18,7 @@ from volctl.engine.locks import EXCLUSIVE
 from volctl.errors import Failure
 from volctl.model import Image, Object, Snapshot, Status, Volume, is_uuid
 from volctl.records import mutable
-from volctl.service.doctor import chains, objects, rows
+from volctl.service.doctor import chains, objects, returned, rows
 from volctl.service.doctor.difference import HOLDING, RESTING, Difference
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ def suspects(session: Session) -> Iterator[Difference]:
     yield from unusable
     yield from view.flows
     yield from chains.suspects(view)
+    yield from returned.suspects(view)
     # What waits is named before anything is deleted, which lets it go on.
     for look in (_types, _snapshots, _volumes, _attachments, _devices, _cached, _alone, _strays, _images):
         yield from look(session, view)
