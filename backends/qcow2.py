@@ -228,12 +228,13 @@ class Qcow2(Shelf):
         hidden = [there[name].st_blocks * 512 for name in there if is_layer(name) and snapshot_of(name) not in there]
         return {"hidden_layers": len(hidden), "hidden_size": sum(hidden), "devices": means()}
 
-    def restore(self, *names: str) -> dict[Object, str]:
+    def learn(self, name: str) -> None:
+        with self._opened(f"note {name}") as layers:
+            layers.learn(name)
+
+    def restore(self) -> dict[Object, str]:
         with self._opened("note the chains") as layers:
-            if not names:
-                return restore(layers)
-            layers.learn(*names)
-        return {}
+            return restore(layers)
 
     def holders(self, volume: Object) -> list[str]:
         with self._opened(f"look at who holds {volume.name}") as layers:

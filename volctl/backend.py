@@ -356,11 +356,11 @@ class Backend(ABC):
         """As in `Listing`, of those of these files that are there."""
         return frozenset()
 
-    def restore(self, *names: str) -> dict[Object, str]:
-        """Make rows of the backend's own again (`Setup.chains`) from what lies in the pool; of these files, or all.
+    def learn(self, name: str) -> None:  # noqa: B027 - what makes no chains has nothing to note
+        """Note what a file lies over by its own word (`Setup.chains`), if that is there and may be."""
 
-        The objects of all whose content cannot be read, each with the reason: one keeps no other back.
-        """
+    def restore(self) -> dict[Object, str]:
+        """The same for all files. The objects that cannot be read, each with the reason: none keeps others back."""
         return {}
 
     def adopting(self) -> Adoption | None:

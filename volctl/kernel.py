@@ -29,9 +29,17 @@ def lines(path: Path) -> list[str]:
     return text(path).split("\n")
 
 
-def backing_file(block: Path) -> str:
-    """The path of the file under a loop device (its directory in /sys/block), also of one that is deleted."""
-    return text(block / "loop/backing_file").removesuffix(" (deleted)")
+DELETED = " (deleted)"
+
+
+def loops(pattern: str = "loop*") -> Iterator[tuple[str, str]]:
+    """Names of the loop devices in use, each with the path of its file; `DELETED` follows it if that is."""
+    for backing in Path("/sys/block").glob(f"{pattern}/loop/backing_file"):
+        try:
+            path = text(backing)
+        except OSError:
+            continue  # detached meanwhile
+        yield backing.parent.parent.name, path
 
 
 def mounts(pid: str = "self") -> Iterator[Mount]:

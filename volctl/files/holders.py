@@ -41,20 +41,20 @@ def device_holders(node: Path) -> list[str]:
     return [*_uses(block), *(f"held by {above}" for above in _loops(device)), *_processes(node, device)[0]]
 
 
-def backed_by(file: os.stat_result, pattern: str = "loop*") -> Iterator[Path]:
-    """The loop devices over a file, as their directories in /sys/block."""
-    for backing in Path("/sys/block").glob(f"{pattern}/loop/backing_file"):
+def backed_by(file: os.stat_result, pattern: str = "loop*") -> Iterator[str]:
+    """Names of the loop devices over a file."""
+    for name, path in kernel.loops(pattern):
         try:
-            same = os.path.samestat(os.stat(kernel.text(backing)), file)
+            same = os.path.samestat(os.stat(path), file)
         except OSError:
-            continue  # detached meanwhile, or its file is deleted or not ours to see
+            continue  # deleted, or not ours to see
         if same:
-            yield backing.parent.parent
+            yield name
 
 
 def _loops(file: os.stat_result) -> Iterator[str]:
-    for block in backed_by(file):
-        yield ", ".join([f"/dev/{block.name}", *_uses(block)])
+    for name in backed_by(file):
+        yield ", ".join([f"/dev/{name}", *_uses(Path("/sys/block", name))])
 
 
 def _uses(block: Path) -> Iterator[str]:

@@ -91,8 +91,7 @@ def find(file: os.stat_result, mark: str, first: str | None = None) -> BlockDevi
 
 
 def _ours(file: os.stat_result, mark: str, pattern: str = "loop*") -> Iterator[BlockDevice]:
-    for block in backed_by(file, pattern):
-        device = BlockDevice(block.name)
+    for device in map(BlockDevice, backed_by(file, pattern)):
         if _mark(device) in (mark, None):
             yield device
 
@@ -100,14 +99,10 @@ def _ours(file: os.stat_result, mark: str, pattern: str = "loop*") -> Iterator[B
 def marked(directory: str) -> Iterator[tuple[str, BlockDevice]]:
     """Devices that bear the name of their file as our mark, with that name, over files in `directory` (as the
     kernel calls it), also over files that are gone. Without the right to ask for the mark, none."""
-    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
-        try:
-            place, name = os.path.split(kernel.backing_file(backing.parent.parent))
-        except OSError:
-            continue  # detached meanwhile
-        device = BlockDevice(backing.parent.parent.name)
-        if place == directory and _mark(device) in (name, _UNSERVED):
-            yield name, device
+    for device, path in kernel.loops():
+        place, name = os.path.split(path.removesuffix(kernel.DELETED))
+        if place == directory and _mark(BlockDevice(device)) in (name, _UNSERVED):
+            yield name, BlockDevice(device)
 
 
 def _mark(device: BlockDevice) -> str | None:

@@ -12,7 +12,6 @@ import errno
 import os
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +34,9 @@ class Fuse:
     daemon: Daemon
 
     def device(self) -> BlockDevice | None:
-        for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
-            with suppress(OSError):  # detached meanwhile
-                if kernel.backing_file(backing.parent.parent) == str(self.daemon.disk):
-                    return BlockDevice(backing.parent.parent.name)
-        return None
+        disk = str(self.daemon.disk)
+        over = (name for name, path in kernel.loops() if path.removesuffix(kernel.DELETED) == disk)
+        return next(map(BlockDevice, over), None)
 
     def lives(self) -> bool:
         """Is there a disk behind the device? Whoever may not look believes it.

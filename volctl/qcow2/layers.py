@@ -90,17 +90,14 @@ class Layers:
             hint="nothing was opened; put the file back that was there",
         )
 
-    def learn(self, *names: str) -> None:
-        """Note what these files lie over by their own word, if that is there; a layer has its name again."""
-        for name in names:
-            if is_layer(name):
-                self.name_again(Object("snap", name.removeprefix("layer-")))
-        there = links.names(self.place)
-        for name in names:
-            header = links.headers(self.place, name).get(name) or self.header(name)
-            if (below := header.backing) is not None and not (below in there and is_below(below)):
-                raise BackendError(f"{name} in {self.place.path} lies over {below}, which is not there, or not a layer")
-            self.chains.note(name, {below})
+    def learn(self, name: str) -> None:
+        """Note what a file lies over by its own word, if that is there; a layer has its name again."""
+        if is_layer(name):
+            self.name_again(Object("snap", name.removeprefix("layer-")))
+        header = links.headers(self.place, name).get(name) or self.header(name)
+        if (below := header.backing) is not None and not (is_below(below) and below in links.names(self.place)):
+            raise BackendError(f"{name} in {self.place.path} lies over {below}, which is not there, or not a layer")
+        self.chains.note(name, {below})
 
     def _there(self, name: str) -> bool:
         return self.place.stat(name) is not None

@@ -54,7 +54,7 @@ class Unnoted(Difference):
         return True
 
     def repair(self, session: Session, locks: LockSet) -> None:
-        backend_of(session, self.backend).restore(self.object)
+        backend_of(session, self.backend).learn(self.object)
 
 
 @mutable
@@ -71,7 +71,7 @@ class NameLost(Difference):
         return list(there) == [snapshot.name] and not worked_on(session, snapshot.id)
 
     def repair(self, session: Session, locks: LockSet) -> None:
-        backend_of(session, self.backend).restore(self.object)
+        backend_of(session, self.backend).learn(self.object)
 
 
 @mutable
