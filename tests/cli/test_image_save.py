@@ -421,3 +421,21 @@ def test_blocks_are_shared_where_the_file_system_can(reflink_mount: Path, volctl
     os.sync()
     assert shutil.disk_usage(reflink_mount).used - before < 50 * MiB
     subprocess.run(["cmp", volume, reflink_mount / "two"], check=True)
+
+
+def test_standard_output_is_not_replaced(saved: Cli) -> None:
+    """Whatever leads there, and though it is a regular file here."""
+    (saved.home / "direct").symlink_to("/proc/self/fd/1")
+    (saved.home / "further").symlink_to("direct")
+    for name in ("direct", "further", "/dev/stdout"):
+        error = saved.refused(2, "usage", "image", "save", "v", name, "--force")
+        assert "`-`" in error["hint"]
+    assert (saved.home / "further").is_symlink() and Path("/dev/stdout").is_symlink()
+
+
+def test_what_is_replaced_leaves_its_mode(saved: Cli) -> None:
+    file = saved.home / "out"
+    file.write_bytes(b"old")
+    file.chmod(0o600)
+    saved("image", "save", "v", "out", "--force")
+    assert file.read_bytes() == content() and file.stat().st_mode & 0o7777 == 0o600

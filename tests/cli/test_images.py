@@ -6,7 +6,10 @@ import hashlib
 import os
 import sqlite3
 import subprocess
-from contextlib import closing
+import uuid
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -129,20 +132,25 @@ def test_a_volume_that_is_an_image_and_is_gone(cli: Cli) -> None:
     assert cli.json("image", "list") == []
 
 
-@pytest.mark.root
-def test_a_registered_device_was_allowed_once(cli: Cli) -> None:
-    disk = make_image(cli.home / "disk.raw", CONTENT, 3 * MiB, "raw")
-    attach = ["losetup", "-f", "--show", "--read-only", str(disk)]
+@contextmanager
+def loop_device(disk: Path, node: str = "-f") -> Iterator[str]:
+    attach = ["losetup", "--show", "--read-only", node, str(disk)]
     device = subprocess.run(attach, check=True, capture_output=True, text=True).stdout.strip()
     try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "-d", device], check=True)
+
+
+@pytest.mark.root
+def test_a_registered_device_was_allowed_once(cli: Cli) -> None:
+    with loop_device(make_image(cli.home / "disk.raw", CONTENT, 3 * MiB, "raw")) as device:
         cli.refused(7, "image_format", "image", "add", "i", device)
         cli("image", "add", "i", device, "--allow-device")
         made = cli.volume("v", "--from-image", "i")
         assert cli.file("v").read_bytes() == CONTENT.ljust(made["size"], b"\0")
         assert cli.json("image", "refresh", "i")["status"] == "available"
         cli.refused(7, "image_format", "create", "w", "--from-image", device)
-    finally:
-        subprocess.run(["losetup", "-d", device], check=True)
 
 
 def test_a_changed_file_is_refused_until_refreshed(cli: Cli) -> None:
@@ -227,3 +235,53 @@ def test_a_source_whose_file_is_gone_is_not_tried_again(cli: Cli) -> None:
     assert "gone from backend local" in told["message"]
     copy = cli.json("show", "copy")
     assert (copy["status"], copy["fault"]["code"], len(copy["attempts"])) == ("error", "not_found", 1)
+
+
+@pytest.mark.parametrize(
+    "words", [["--checksum", f"sha256:{'a' * 64}"], ["--image-format", "qcow2"], ["--signature", "s"]]
+)
+def test_an_image_that_is_a_volume_cannot_be_proved(words: list[str], cli: Cli) -> None:
+    """What was asked for is done, or refused."""
+    cli.volume("golden", "--size", "4M")
+    assert "is a volume" in cli.refused(2, "usage", "image", "add", "i", "volume:golden", *words)["message"]
+    cli("image", "add", "i", "volume:golden")
+    for source in ("i", "volume:golden"):
+        assert "is a volume" in cli.refused(2, "usage", "create", "v", "--from-image", source, *words)["message"]
+
+
+def test_an_image_goes_with_the_volume_that_it_is_and_that_is_said(cli: Cli) -> None:
+    cli.volume("golden", "--size", "4M")
+    cli("image", "add", "i", "volume:golden")
+    assert "image i is this volume" in cli("delete", "golden", "--yes").err
+    assert cli.json("image", "list") == []
+
+
+@pytest.mark.root
+def test_a_copy_of_a_device_holds_what_it_held(cli: Cli) -> None:
+    make_image(cli.home / "disk.raw", b"device", 4 * MiB, "raw")
+    with loop_device(cli.home / "disk.raw") as device:
+        cli("image", "add", "i", device, "--allow-device", "--copy")
+        cli("image", "add", "there", device, "--allow-device")
+    cli("create", "v", "--from-image", "i")
+    assert cli.file("v").read_bytes() == (cli.home / "disk.raw").read_bytes()
+    (cli.home / "other.raw").write_bytes(bytes(8 * MiB))
+    with loop_device(cli.home / "other.raw", device):
+        assert "has changed" in cli.refused(7, "image_unsafe", "create", "w", "--from-image", "there")["message"]
+
+
+def test_what_was_fetched_for_another_database_is_told(cli: Cli) -> None:
+    cli("list")
+    stray = [cli.state / "images" / f"{uuid.uuid4()}{end}" for end in ("", ".part", ".new")]
+    for path in stray:
+        path.write_bytes(b"x")
+    assert {found["object"] for found in cli.json("doctor", status=12)} == {path.name for path in stray}
+    cli("doctor", "--fix", "--yes")
+    assert cli.json("doctor") == [] and not any(path.exists() for path in stray)
+
+
+@pytest.mark.parametrize("words", ["--checksum f", "--signature f --keyring k", "--signature k --keyring f"])
+def test_a_pipe_that_says_nothing_is_waited_for_until_the_timeout(words: str, cli: Cli) -> None:
+    make_image(cli.home / "disk.raw", CONTENT, 4 * MiB, "raw")
+    os.mkfifo(cli.home / "f")
+    (cli.home / "k").write_bytes(b"k")
+    cli.refused(124, "timeout", "create", "v", "--from-image", "disk.raw", *words.split(), "--timeout", "1")

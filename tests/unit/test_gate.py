@@ -29,6 +29,7 @@ from volctl.errors import (
     UsageError,
 )
 from volctl.images.gate import check_fits, open_image
+from volctl.model import MiB
 
 
 @pytest.fixture(scope="module")
@@ -279,3 +280,15 @@ def test_bent_metadata_is_taken_or_refused_but_never_a_crash(name: str, folder: 
         corpus.text(image, bytes(bent))
         with contextlib.suppress(ImageError), open_image(str(image)) as checked:
             assert checked.virtual_size > 0
+
+
+def test_a_fixed_vhd_is_as_long_as_qemu_reads_it(folder: Path, disk: Path) -> None:
+    """By the geometry in its footer, whatever that says of the present size."""
+    image = corpus.convert(disk, folder / "image", "vpc", "-o", "subformat=fixed")
+    footer = bytearray(image.read_bytes()[-512:])
+    footer[48:56] = MiB.to_bytes(8, "big")
+    footer[64:68] = bytes(4)
+    footer[64:68] = (~sum(footer) & 0xFFFFFFFF).to_bytes(4, "big")
+    image.write_bytes(bytes(MiB) + footer)
+    with pytest.raises(ImageCorruptError):
+        open_image(str(image), declared="vhd")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.web import serving
+from volctl import files
 from volctl.errors import ChecksumError, MissingError, NotFoundError, SignatureError, UsageError, VolctlError
 from volctl.images import fetch, signatures, sums
 from volctl.images.gate import open_image
@@ -191,3 +194,21 @@ def test_without_gpgv(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MissingError) as caught:
         verify(b"content", b"signature", Path("/dev/null"))
     assert caught.value.exit == 9 and "package gpgv" in str(caught.value.hint)
+
+
+def test_a_line_that_goes_on_and_on() -> None:
+    """From a server that means no good."""
+    for text in (f"{A}  x{' ' * 900_000}b\n", f"{A}{' ' * 900_000}b", f"SHA256 ({') = ' * 200_000}\n"):
+        begun = time.process_time()
+        with pytest.raises(ChecksumError):
+            sums.find(text.encode(), "disk.img", "SUMS")
+        assert time.process_time() - begun < 5
+
+
+@pytest.mark.parametrize("content", [b"whole", b""])
+def test_what_comes_through_a_pipe_is_read_to_its_end(content: bytes, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    writer = threading.Thread(target=(tmp_path / "fifo").write_bytes, args=[content])
+    writer.start()
+    assert files.read_small(tmp_path / "fifo", 100) == content
+    writer.join()

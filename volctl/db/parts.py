@@ -15,6 +15,10 @@ def of(tx: Connection, origin: str) -> RowMapping | None:
     return tx.execute(select(parts).where(parts.c.origin == origin)).mappings().one_or_none()
 
 
+def ids(tx: Connection) -> set[str]:
+    return set(tx.execute(select(parts.c.id)).scalars())
+
+
 def older(tx: Connection, before: str) -> list[RowMapping]:
     """Those that were begun before that time."""
     return list(tx.execute(select(parts).where(parts.c.created_at < before)).mappings())

@@ -19,7 +19,8 @@ from volctl.files.directory import (
 from volctl.files.holders import device_holders, holders
 from volctl.files.listing import Seen, seen
 from volctl.files.names import give_name
-from volctl.files.sparse import allocate, can_share, copy, grow, reflink, reflinks
+from volctl.files.small import read_small
+from volctl.files.sparse import allocate, can_share, copy, grow, length_of, reflink, reflinks
 
 __all__ = [
     "MARKER",
@@ -37,8 +38,10 @@ __all__ = [
     "give_name",
     "grow",
     "holders",
+    "length_of",
     "object_named",
     "os_open",
+    "read_small",
     "reflink",
     "reflinks",
     "seen",

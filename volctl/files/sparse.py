@@ -55,9 +55,9 @@ def can_share(source: int, directory: Path) -> bool:
 def copy(source: int, target: int, progress: Callable[[int, int], None], *, share: bool = True) -> None:
     """Copy the data of a file to the same offsets of one that reads as zeros; holes stay holes.
 
-    `share=False` copies bytes even where the file system would rather share blocks.
+    `share=False` copies bytes even where the file system would rather share blocks. A block device has no holes.
     """
-    length, flushed = os.fstat(source).st_size, 0
+    length, flushed = length_of(source), 0
     for start, end in _data(source, length):
         while start < end:
             interrupt.check()
@@ -70,6 +70,11 @@ def copy(source: int, target: int, progress: Callable[[int, int], None], *, shar
             progress(start, length)
 
 
+def length_of(fd: int) -> int:
+    """Bytes of an open file or block device."""
+    return os.lseek(fd, 0, os.SEEK_END)
+
+
 def _data(fd: int, length: int) -> Iterator[tuple[int, int]]:
     """The ranges [start, end) that are not holes."""
     end = 0
@@ -77,7 +82,9 @@ def _data(fd: int, length: int) -> Iterator[tuple[int, int]]:
         try:
             start = os.lseek(fd, end, os.SEEK_DATA)
         except OSError as error:
-            if error.errno != errno.ENXIO:
+            if error.errno == errno.EINVAL:
+                yield 0, length
+            elif error.errno != errno.ENXIO:
                 raise
             return
         end = os.lseek(fd, start, os.SEEK_HOLE)

@@ -49,6 +49,7 @@ class CheckDeleteTask(DeleteTask):
         with run.env.store.read() as tx:
             volume = volumes.get(tx, state.volume_id)
             dependents = snapshots.of_volume(tx, volume.id)
+            registered = images.at_location(tx, f"{VOLUME_SCHEME}{volume.id}")
         check_deletable(volume, force=state.force)
         if dependents:
             names = ", ".join(snapshot.label for snapshot in dependents)
@@ -58,6 +59,8 @@ class CheckDeleteTask(DeleteTask):
                 volume=volume.id,
             )
         check_holders(run.env, volume, force=state.force)
+        for image in registered:
+            run.env.warn(f"image {image.label} is this volume, and goes with it")
         state.backend, state.status = volume.backend, volume.status
 
     def record(self, tx: Connection, run: DeleteRun) -> None:

@@ -140,6 +140,11 @@ def part_of(env: Context, image_id: str) -> Path:
     return env.places.images / f"{image_id}.part"
 
 
+def new_of(env: Context, image_id: str) -> Path:
+    """What is to take its place."""
+    return env.places.images / f"{image_id}.new"
+
+
 @mutable
 class ImageDeleteState:
     """`owned`: the file is our copy and goes too; a file in place is never touched."""
@@ -165,6 +170,7 @@ class DeleteImageFileTask(ImageDeleteTask):
         if run.state.owned:
             store.remove(stored(run.env, run.state.image_id))
             store.remove(part_of(run.env, run.state.image_id))
+            store.remove(new_of(run.env, run.state.image_id))
 
 
 class DeleteImageEntryTask(ImageDeleteTask):

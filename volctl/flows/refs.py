@@ -141,7 +141,7 @@ def _image_source(tx: Connection, project: str, text: str) -> SourceRef:
             volume_id = found.location.removeprefix(VOLUME_SCHEME)
             return SourceRef(SourceKind.IMAGE, found.id, found.name, volume_id)
         return SourceRef(SourceKind.IMAGE, found.id, found.name, None, found.location)
-    if os.path.lexists(text):
+    if _is_there(text):
         path = words.path(os.path.abspath(text))
         return SourceRef(SourceKind.IMAGE, None, path, None, path)
     from volctl.images import http
@@ -154,6 +154,17 @@ def _image_source(tx: Connection, project: str, text: str) -> SourceRef:
     if len(candidates := _by_prefix(tx, text)) > 1:
         raise AmbiguousError(f"{text!r} is the beginning of several image ids: {_names(candidates)}")
     raise NotFoundError(f"there is no registered image and no file {text!r}")
+
+
+def _is_there(path: str) -> bool:
+    """Also what this user may not see: that is said when it is opened."""
+    try:
+        os.lstat(path)
+    except PermissionError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _registered(tx: Connection, text: str) -> Image | None:

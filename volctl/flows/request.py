@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from volctl.images.gate import CheckedImage
 
 TYPE_PROPERTY = "volctl_type"
+OF_FILES = "--checksum, --signature, --keyring, --image-format and --allow-device"
 HINTS = ("same-backend", "different-backend")
 
 
@@ -99,8 +100,9 @@ def _own_words(env: Context, state: CreateState, request: CreateRequest) -> None
     proof = (request.checksum, request.signature, request.keyring)
     of_image = any(text is not None for text in proof) or request.image_format != "auto" or request.allow_device
     if of_image and request.from_image is None:
-        said = "--checksum, --signature, --keyring, --image-format and --allow-device go with --from-image"
-        raise UsageError(said)
+        raise UsageError(f"{OF_FILES} go with --from-image")
+    if of_image and state.source["volume_id"] is not None:
+        raise UsageError(f"{OF_FILES} are for files, and {request.from_image} is a volume")
 
 
 def _check_name(tx: Connection, state: CreateState) -> None:
@@ -255,7 +257,7 @@ def _check_unchanged(env: Context, state: CreateState, registered: Image | None,
         return
     with env.store.read() as tx:
         identity = images.internals(tx, registered.id)["identity"]
-    if identity != image.identity:
+    if identity != image.identity or registered.virtual_size != image.virtual_size:  # a device may have another medium
         raise ImageUnsafeError(
             f"the file of image {registered.label} has changed since it was registered",
             hint=f"look at it, then `volctl image refresh {registered.label}`",
@@ -295,8 +297,10 @@ def _size(state: CreateState, request: CreateRequest, least: int) -> None:
             f"{format_size(least)} ({least} bytes)",
             details={"size": state.size, "least": least},
         )
+    if state.size > MAX_SIZE:
+        raise UsageError(f"the source has {state.size} bytes, more than a volume may have ({MAX_SIZE})")
     low, high = size_bounds(state.specs)
-    if state.size < (low or 0) or state.size > (high or MAX_SIZE):
+    if state.size < (low or 0) or state.size > (high or state.size):
         bounds = f"{format_size(low or 0)} to {format_size(high) if high else 'any'}"
         raise UsageError(f"type {state.type!r} takes volumes of {bounds}, not {format_size(state.size)}")
 

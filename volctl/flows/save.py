@@ -87,8 +87,9 @@ class WriteImageTask(SaveTask):
             if state.file is None:
                 save.stream(source, state.descriptor, env.places.images, progress)
             else:
+                instead = Path(state.file) if state.replace else None
                 state.made = save.write(
-                    source, temporary(run), state.format, compress=state.compress, progress=progress
+                    source, temporary(run), state.format, compress=state.compress, instead=instead, progress=progress
                 )
 
     def revert(self, run: SaveRun) -> None:

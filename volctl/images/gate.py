@@ -301,10 +301,13 @@ def _measure(fd: int, path: str, format: str, size: int) -> tuple[int, int]:
     allocated = size if stat.S_ISBLK(found.st_mode) else min(found.st_blocks * 512, size)
     if format == "raw":
         return size, allocated
-    layout = inspect(format, Reader.of(fd, path, size, allocated))
+    reader = Reader.of(fd, path, size, allocated)
+    layout = inspect(format, reader)
     safety.inspect_as_openstack(fd, path, format, size)
     virtual = safety.ask_qemu(fd, path, format, layout, allocated)
     if not virtual:
         raise ImageError(f"the image {path} holds an empty disk")
+    if layout.footer is not None:
+        reader.reaches(virtual + layout.footer, "disk and footer")
     data = min(layout.data, allocated) if format == "vhd" and layout.data == virtual else layout.data
     return virtual, data

@@ -22,7 +22,7 @@ from volctl.images.gate import Unpacking
 from volctl.model import KiB, MiB, format_size
 from volctl.records import mutable
 
-READ, WRITE, BLOCK = 256 * KiB, MiB, 64 * KiB
+READ, WRITE, BLOCK = 32 * KiB, MiB, 64 * KiB  # what is left of a piece that was read is copied for each member
 MEMORY = 66 * MiB  # what xz -9 takes, so that a command stays within 150 MiB
 WINDOW_LOG = 26  # of zstd, the same: 64 MiB
 METADATA = 64 * MiB  # that a format other than raw may take beside the disk, and a tenth of the disk

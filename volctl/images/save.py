@@ -24,6 +24,7 @@ from volctl.model import Json, MiB
 
 FORMATS = ("raw", "qcow2")
 PIECE = MiB
+_MOST_LINKS = 40  # as the kernel
 
 
 def check_place(file: Path, state: Path, *, replace: bool) -> Json:
@@ -56,26 +57,49 @@ def _check_file(file: Path, replace: bool) -> None:
         mode = os.lstat(file).st_mode
     except FileNotFoundError:
         return
-    with suppress(FileNotFoundError):  # of a link
+    with suppress(FileNotFoundError):  # of a link, which is replaced itself
         mode = os.stat(file).st_mode
     if stat.S_ISDIR(mode):
         raise UsageError(f"{file} is a directory", hint="name the file")
-    if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
+    if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)) or _leads_to_descriptor(file):
         raise UsageError(f"{file} is no regular file", hint="`-` writes to standard output")
     if not replace:
         raise ExistsError(f"there is a file {file} already", hint="--force replaces it")
 
 
-def write(source: Target, temporary: Path, format: str, *, compress: bool, progress: Progress) -> Json:
-    """Make the image at `temporary`, whatever is there; durable on return. Its identity."""
+def _leads_to_descriptor(path: Path) -> bool:
+    """Such as /dev/stdout, also where that is a regular file: it is nobody's to replace."""
+    for _ in range(_MOST_LINKS):
+        path = path.parent.resolve() / path.name
+        if path.is_relative_to("/proc") or not path.is_symlink():
+            return path.is_relative_to("/proc")
+        path = path.parent / path.readlink()
+    return False
+
+
+def write(
+    source: Target, temporary: Path, format: str, *, compress: bool, instead: Path | None, progress: Progress
+) -> Json:
+    """Make the image at `temporary`, whatever is there; durable on return. Its identity.
+
+    With the owner and mode of the file `instead` of which it is to be, if that is there.
+    """
     with files.translated(f"write {temporary}"):
         temporary.unlink(missing_ok=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with files.os_open(temporary, flags, mode=0o666) as fd:
             if format != source.format or not _shared(source, fd):
                 make_image(source, fd, format, progress, compress=compress)
+            if instead and instead.is_file() and not instead.is_symlink():
+                _take_after(instead.stat(), fd)
             os.fsync(fd)
             return identity_of(os.fstat(fd))
+
+
+def _take_after(old: os.stat_result, fd: int) -> None:
+    with suppress(PermissionError):  # who may not give it away keeps it
+        os.fchown(fd, old.st_uid, old.st_gid)
+    os.fchmod(fd, old.st_mode & 0o777)
 
 
 def _shared(source: Target, fd: int) -> bool:

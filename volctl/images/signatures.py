@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from volctl import command
+from volctl import command, files
 from volctl.errors import AccessError, NotFoundError, SignatureError, UsageError
 from volctl.records import record
 
@@ -85,8 +85,7 @@ def _judge(what: str, told: str, *, detached: bool) -> None:
 def _keyring(path: str) -> bytes:
     """The keys; ASCII armor, which gpgv does not take, is undone."""
     try:
-        with open(path, "rb") as file:
-            content = file.read(MOST)
+        content = files.read_small(path, MOST)[:MOST]
     except FileNotFoundError as error:
         raise NotFoundError(f"there is no keyring {path}") from error
     except OSError as error:

@@ -16,7 +16,7 @@ def copy_in(image: int, target: Path, progress: Callable[[int, int], None]) -> N
     with files.translated(f"copy the image to {target}"):
         target.unlink(missing_ok=True)
         with files.os_open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
-            os.ftruncate(fd, os.fstat(image).st_size)
+            os.ftruncate(fd, files.length_of(image))
             files.copy(image, fd, progress)
             _keep_owner(fd, target.parent)
             os.fsync(fd)

@@ -10,8 +10,8 @@ import re
 from volctl.errors import ChecksumError
 
 ALGORITHMS = {64: "sha256", 128: "sha512"}
-_GNU = re.compile(r"([0-9a-fA-F]{64}|[0-9a-fA-F]{128})[ \t]+\*?(?:\./)?(.+?)\s*")
-_BSD = re.compile(r"SHA(?:256|512) \((?:\./)?(.+)\) = ([0-9a-fA-F]{64}|[0-9a-fA-F]{128})\s*")
+_GNU = re.compile(r"([0-9a-fA-F]{64}|[0-9a-fA-F]{128})[ \t]+\*?(?:\./)?(.+)")
+_BSD = re.compile(r"SHA(?:256|512) \((?:\./)?(.+)\) = ([0-9a-fA-F]{64}|[0-9a-fA-F]{128})")
 
 
 def find(text: bytes, name: str, where: str) -> str:
@@ -36,6 +36,7 @@ def find(text: bytes, name: str, where: str) -> str:
 
 def _pair(line: str) -> list[tuple[str, str]]:
     """The digest and the name of a line, if it is one of either form."""
+    line = line.rstrip()
     if match := _GNU.fullmatch(line):
         return [(match[1], match[2])]
     if match := _BSD.fullmatch(line):

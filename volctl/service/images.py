@@ -11,6 +11,7 @@ from volctl.engine.locks import EXCLUSIVE
 from volctl.errors import ConflictError, UsageError
 from volctl.flows import refs, words
 from volctl.flows.image import ImageDeleteState, ImageState, check_free, check_volume
+from volctl.flows.request import OF_FILES
 from volctl.flows.save import SaveState
 from volctl.images import http
 from volctl.images.save import FORMATS
@@ -48,6 +49,8 @@ def add(
         words.properties(properties),
     )
     if location.startswith(refs.VOLUME_SCHEME):
+        if image_format != "auto" or allow_device or any((checksum, signature, keyring)):
+            raise UsageError(f"{OF_FILES} are for files, and {location} is a volume")
         _volume_location(session, state)
     else:
         shown = proof.resolve(fetch.policy(session), location, checksum, signature, keyring)

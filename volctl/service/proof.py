@@ -6,6 +6,7 @@ import os
 from dataclasses import asdict
 from urllib.parse import unquote, urlsplit
 
+from volctl import files
 from volctl.errors import AccessError, NotFoundError, UsageError
 from volctl.images import checksums, fetch, http, signatures, sums
 from volctl.model import Json, MiB
@@ -66,8 +67,7 @@ def _read(policy: fetch.Policy, where: str) -> bytes:
     if http.is_url(where):
         return fetch.read_small(where, policy, MOST)
     try:
-        with open(where, "rb") as file:
-            content = file.read(MOST + 1)
+        content = files.read_small(where, MOST)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise NotFoundError(f"there is no file {where}") from error
     except OSError as error:

@@ -27,7 +27,7 @@ def inspect(reader: Reader) -> Layout:
         return Layout(None, _dynamic(reader, footer), check=False)
     (size,) = struct.unpack_from(">Q", footer, 48)
     reader.reaches(size + FOOTER, "disk and footer")
-    return Layout(None, size, check=False)
+    return Layout(None, size, check=False, footer=FOOTER)
 
 
 def _checksum(reader: Reader, raw: bytes, at: int, what: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from volctl.db import images, quotas, types, volumes
+from volctl.db import images, parts, quotas, types, volumes
 from volctl.engine import journal
 from volctl.engine.locks import LockSet
 from volctl.errors import ConflictError
@@ -189,10 +189,9 @@ class StoredAlone(Difference):
 
     def look(self, session: Session) -> bool:
         with session.store.read() as tx:
-            image = images.find(tx, self.id or "")
+            known = images.find(tx, self.id or "") is not None or self.id in parts.ids(tx)
         self.problem, self.fix = f"{self.object} in the image store belongs to no image", "delete it"
-        there = stored(session.env, self.object).exists()
-        return there and image is None and not worked_on(session, self.id)
+        return stored(session.env, self.object).exists() and not known and not worked_on(session, self.id)
 
     def repair(self, session: Session, locks: LockSet) -> None:
         assert self.id is not None

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from volctl.backend import Listing, Problem
-from volctl.db import image_cache, images, quotas, snapshots, types, volumes
+from volctl.db import image_cache, images, parts, quotas, snapshots, types, volumes
 from volctl.db.chains import noted as noted_chains
 from volctl.db.image_cache import CachedImage
 from volctl.db.store import leftovers, remove_files
@@ -39,6 +39,7 @@ class View:
     stored: set[str]
     flows: list[rows.StuckFlow]
     reservations: set[str]
+    parts: set[str]
     noted: dict[tuple[str, str], set[str | None]]
     trees: dict[str, str]
     listings: dict[str, Listing] = field(default_factory=dict)
@@ -123,6 +124,7 @@ def _view(tx: Connection, listings: dict[str, Listing], stored: set[str]) -> Vie
         stored,
         flows,
         quotas.open_reservations(tx) - journal.reservations(tx),
+        parts.ids(tx),
         noted_chains(tx),
         volumes.trees(tx),
         listings,
@@ -237,7 +239,8 @@ def _images(session: Session, view: View) -> Iterator[Difference]:
     for image in view.images:
         if image.status == Status.AVAILABLE:
             yield rows.ImageFile(image.location, image.id, image.name, locks={image.id: EXCLUSIVE})
-    known = {image.id for image in view.images}
-    for name in sorted(view.stored - known):
-        if is_uuid(name):
-            yield rows.StoredAlone(name, name, locks={name: EXCLUSIVE})
+    known = {image.id for image in view.images} | view.parts
+    for name in sorted(view.stored):
+        image_id = name.partition(".")[0]
+        if is_uuid(image_id) and image_id not in known:
+            yield rows.StoredAlone(name, image_id, locks={image_id: EXCLUSIVE})
