@@ -15,11 +15,15 @@ from typing import Any
 from volctl.errors import AccessError, ConfigError
 from volctl.model import Json, check_name
 from volctl.records import record
+from volctl.small import read_small
 
 DEFAULT_ZONE = "local"
 _IMAGES = {"max_gigabytes": 100, "fetch_attempts": 5, "fetch_timeout": 30}
 """The largest file that is fetched, or that a packed one may become, in GiB; tries in which nothing
 came; seconds in which nothing comes."""
+MAX = 2**63 - 1
+_MOST_DAYS, _MOST_OF_IMAGES = 36_500, 1_000_000
+_LONGEST = 1 << 20  # bytes of a configuration
 DEFAULT_FILTERS = ("AvailabilityZoneFilter", "CapacityFilter", "CapabilitiesFilter", "DriverFilter")
 
 
@@ -88,14 +92,25 @@ def places(config: str | None = None, state: str | None = None) -> Places:
     """Resolve flag, environment and defaults. `ConfigError` for a configuration that was named and is not there."""
     named = config or os.environ.get("VOLCTL_CONFIG")
     path = Path(named) if named else default_path()
-    if named and not path.exists():
+    there = _exists(path)
+    if named and not there:
         raise ConfigError(f"the configuration {path} does not exist")
     directory = state or os.environ.get("VOLCTL_STATE_DIR")
-    return Places(_absolute(directory) if directory else _default_state(), path if path.exists() else None)
+    return Places(_absolute(directory) if directory else _default_state(), path if there else None)
 
 
 def _absolute(path: str) -> Path:
-    return Path(os.path.abspath(path))
+    try:
+        return Path(os.path.abspath(path))
+    except FileNotFoundError as error:
+        raise ConfigError(f"the directory in which {path} would be is gone") from error
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise ConfigError(f"the configuration {str(path)[:255]} cannot be looked at: {error.strerror}") from error
 
 
 def default_path() -> Path:
@@ -128,7 +143,7 @@ def load(where: Places) -> Config:
     document = _read(where.config) if where.config else {}
     try:
         config = _Reader(document, "").config(where.config)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ConfigError(f"{where.config}: {error}") from error
     if config.backends:
         return config
@@ -142,12 +157,15 @@ def _read(path: Path) -> Json:
     import tomllib
 
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = read_small(path, _LONGEST)
+        if len(raw) > _LONGEST:
+            raise ConfigError(f"the configuration {path} is larger than {_LONGEST} bytes")
+        return tomllib.loads(raw.decode())
     except PermissionError as error:
         raise AccessError(f"the configuration {path} may not be read by you") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the configuration {path} cannot be read: {error}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: {error}") from error
 
 
@@ -189,17 +207,23 @@ class _Reader:
             raise ValueError(f"{key}{self._where} is {value!r}, which is not allowed")
         return value
 
+    def plain(self, key: str) -> Any:
+        """A value that only its backend knows: TOML's dates, `nan` and integers of any length are for none."""
+        if not _is_plain(self._table[key]):
+            raise ValueError(f"{key}{self._where} is {self._table[key]!r}, which is not allowed")
+        return self._table[key]
+
     def table(self, key: str) -> _Reader:
         value = self._table.get(key, {})
         if not isinstance(value, dict):
             raise ValueError(f"{key}{self._where} is not a table")
         return _Reader(value, f" in [{key}]")
 
-    def integers(self, known: Callable[[str], bool], names: list[str], least: int) -> dict[str, int]:
+    def integers(self, known: Callable[[str], bool], names: list[str], least: int, most: int = MAX) -> dict[str, int]:
         for key in self._table:
             if not known(key):
                 raise ValueError(unknown_key(key, names, self._where))
-        return {key: self.take(key, int, 0, lambda value: value >= least) for key in self._table}
+        return {key: self.take(key, int, 0, lambda value: least <= value <= most) for key in self._table}
 
     def config(self, path: Path | None) -> Config:
         self.only(_TOP_KEYS)
@@ -211,7 +235,7 @@ class _Reader:
             default_type=self.take("default_type", str, None),
             default_availability_zone=self.take("default_availability_zone", str, None),
             max_attempts=self.take("max_attempts", int, 3, lambda value: value >= 1),
-            history_days=self.take("history_days", int, 90, lambda value: value >= 0),
+            history_days=self.take("history_days", int, 90, lambda value: 0 <= value <= _MOST_DAYS),
             no_snapshot_gb_quota=self.take("no_snapshot_gb_quota", bool, False),
             confine_qemu=self.take("confine_qemu", bool, True),
             quota=self.table("quota").integers(lambda key: _is_quota(key, quotas), quotas, -1),
@@ -219,7 +243,8 @@ class _Reader:
             weighers=_weighers(scheduler.take("weighers", dict, {"CapacityWeigher": 1.0})),
             image_cache={"max_gigabytes": 100, "max_count": 50}
             | self.table("image_cache").integers(lambda key: key in _CACHE_KEYS, _CACHE_KEYS, 0),
-            images=_IMAGES | self.table("images").integers(lambda key: key in _IMAGES, list(_IMAGES), 1),
+            images=_IMAGES
+            | self.table("images").integers(lambda key: key in _IMAGES, list(_IMAGES), 1, _MOST_OF_IMAGES),
             backends=self._backends(),
         )
 
@@ -248,12 +273,21 @@ class _Reader:
             full_at=where.take("full_at", int, 95, lambda value: 1 <= value <= 100),
             filter_function=where.take("filter_function", str, None),
             goodness_function=where.take("goodness_function", str, None),
-            options={key: value for key, value in self._table.items() if key not in _BACKEND_KEYS},
+            options={key: where.plain(key) for key in self._table if key not in _BACKEND_KEYS},
         )
 
 
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return isinstance(value, str) or (isinstance(value, (int, float)) and -MAX <= value <= MAX)
+
+
 def _is_quota(key: str, known: list[str]) -> bool:
-    return key in known or key.startswith(("volumes_", "gigabytes_", "snapshots_"))
+    kind, _, of_type = key.partition("_")
+    return key in known or (kind in ("volumes", "gigabytes", "snapshots") and bool(of_type))
 
 
 def _all_strings(value: list[Any]) -> bool:

@@ -98,12 +98,16 @@ class Quota:
         ]
 
 
+def _is_bytes(resource: str) -> bool:
+    return resource == PER_VOLUME or resource.partition("_")[0] == "gigabytes"
+
+
 def _in_bytes(resource: str, limit: int) -> int:
-    return limit * GiB if "gigabytes" in resource and limit != UNLIMITED else limit
+    return limit * GiB if _is_bytes(resource) and limit != UNLIMITED else limit
 
 
 def _exceeded(resource: str, limit: int, used: int, asked: int, project: str) -> QuotaError:
-    size = "gigabytes" in resource
+    size = _is_bytes(resource)
     text = [format_size(value) if size else str(value) for value in (limit * GiB if size else limit, used, asked)]
     return QuotaError(
         f"quota {resource} of project {project} exceeded: limit {text[0]}, in use {text[1]}, asked for {text[2]}",

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+import uuid
 from contextlib import closing
 from pathlib import Path
 
@@ -149,12 +150,14 @@ def test_a_killed_backup_leaves_nothing_after_one_more_command_and_one_that_live
 
 def test_what_cannot_be_removed_yet_hinders_nobody(cli: Cli) -> None:
     cli.volume("v")
-    (cli.home / "directory").mkdir()
-    for name, target in (("backup-1", "directory"), ("backup-2", "nowhere/copy.db")):
-        (cli.state / name).symlink_to(cli.home / target)
+    stays, goes = (str(uuid.uuid4()) for _ in range(2))
+    directory = cli.home / f".volctl-backup-{stays}"
+    directory.mkdir()
+    for name, target in ((stays, directory), (goes, cli.home / "nowhere" / f".volctl-backup-{goes}")):
+        (cli.state / f"backup-{name}").symlink_to(target)
     cli("list")
-    assert (cli.home / "directory").is_dir()
-    assert [path.name for path in cli.state.glob("backup-*")] == ["backup-1"]
+    assert directory.is_dir()
+    assert [path.name for path in cli.state.glob("backup-*")] == [f"backup-{stays}"]
 
 
 @pytest.mark.root
@@ -209,3 +212,21 @@ def test_a_state_directory_on_a_read_only_file_system(cli: Cli) -> None:
         end = time.monotonic() + 5
         while subprocess.run(["umount", mount], check=False).returncode and time.monotonic() < end:
             time.sleep(0.1)
+
+
+def test_a_link_that_is_only_named_like_a_note_of_ours_leads_to_nothing(cli: Cli) -> None:
+    cli.volume("v")
+    cli("backup-db", "mine.db")
+    name, stranger = str(uuid.uuid4()), cli.home / f".volctl-backup-{uuid.uuid4()}"
+    stranger.write_bytes(b"precious")
+    (cli.state / "backup-latest").symlink_to(cli.home / "mine.db")
+    (cli.state / "backup-of-v").symlink_to(cli.file("v"))
+    (cli.state / f"backup-{name}").symlink_to(stranger)
+    (cli.state / "backup-directory").mkdir()
+    left, note = cli.home / f".volctl-backup-{(killed := uuid.uuid4())}", cli.state / f"backup-{killed}"
+    left.write_bytes(b"half")
+    note.symlink_to(left)
+    cli("list")
+    assert (cli.home / "mine.db").exists() and cli.file("v").exists() and stranger.exists()
+    assert not left.exists() and not note.is_symlink()
+    assert cli.json("doctor") == []

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import Cli, MiB
+from tests.conftest import Volctl
 
 BACKEND = '[[backend]]\nname = "{name}"\nkind = "{kind}"\ndirectory = "{directory}"\n'
 
@@ -42,6 +45,14 @@ WRONG = [
     ('[[backend]]\nname = "a"\nkind = "loop"\ndirectory = "/x"\nreserved_percentage = 101', "reserved_percentage"),
     ('[[backend]]\nname = "a"\nkind = "loop"\ndirectory = "/x"\nfilter_function = "1 +"', "position"),
     ("[backend]\nname = 3", "[[backend]]"),
+    ("history_days = 1000000", "history_days"),
+    ("[images]\nfetch_timeout = 99999999999", "fetch_timeout"),
+    ("[quota]\nvolumes_ = 5", "volumes_"),
+    (f"max_attempts = 1{'0' * 5000}", "config.toml"),
+    (f"max_attempts = {'[' * 3000}", "config.toml"),
+    (f"[scheduler]\nweighers = {{ CapacityWeigher = 1{'0' * 400} }}", "too large"),
+    ('[[backend]]\nname = "a"\nkind = "loop"\ndirectory = "/x"\ncapabilities = { d = 1979-05-27 }', "capabilities"),
+    ('[[backend]]\nname = "a"\nkind = "loop"\ndirectory = "/x"\ncapabilities = { d = [nan] }', "capabilities"),
     (BACKEND.format(name="a", kind="loop", directory="/x") * 2, "two backends are named 'a'"),
 ]
 
@@ -235,3 +246,19 @@ def test_a_pool_that_is_nearly_full_is_told_before_it_refuses(cli: Cli) -> None:
         (pool / "stats").write_text(json.dumps({"data_percent": percent}))
         err = cli(*words, status=status).err
         assert said in err and ("nearly full" in err) == (percent == 80)
+
+
+def test_a_configuration_that_says_nothing_is_waited_for_until_the_timeout(cli: Cli, volctl: Volctl) -> None:
+    (cli.home / "config.toml").unlink(missing_ok=True)
+    os.mkfifo(cli.home / "config.toml")
+    volctl("list", "--timeout", "1", status=124)
+    writer = threading.Thread(target=(cli.home / "config.toml").write_text, args=["max_attempts = 0\n"])
+    writer.start()
+    assert "max_attempts" in volctl("list", status=2).err
+    writer.join()
+
+
+def test_a_configuration_without_end(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    for named in ("/dev/full", "/dev/zero", "a" * 5000):
+        monkeypatch.setenv("VOLCTL_CONFIG", named)
+        cli.error(2, "config", "list")

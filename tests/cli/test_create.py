@@ -430,3 +430,14 @@ def test_the_outcome_does_not_depend_on_stdout(redirect: str, status: int, cli: 
     assert done.returncode == status
     assert len(done.stderr.splitlines()) == (2 if status else 0), done.stderr  # the sentence, and its JSON
     assert cli.json("show", "v")["status"] == "available"
+
+
+def test_what_a_backend_makes_of_a_size_keeps_the_limits(cli: Cli) -> None:
+    fake(cli, "granule = 5368709120\ncapacity = 9223372036854775807")
+    cli("quota", "set", "--per-volume-gigabytes", "1")
+    cli.error(6, "quota", "create", "v", "--size", "1")
+    cli("quota", "set", "--per-volume-gigabytes", "-1")
+    cli("type", "create", "small", "--spec", "provisioning:max_vol_size=1")
+    assert "5 GiB" in cli.error(2, "usage", "create", "w", "--size", "1", "--type", "small")["message"]
+    cli.error(2, "usage", "create", "x", "--size", "8796093022207M")
+    assert {volume["status"] for volume in cli.json("list")} == {"error"}

@@ -130,3 +130,12 @@ def test_limits(cli: Cli) -> None:
     assert len(cli.json("flow", "list", "--limit", "4")) == 4
     assert len(cli.json("flow", "list")) == len(cli.json("flow", "list", "--all")) == 9
     assert cli.quota()["gigabytes"]["in_use"] == 3 * MiB
+
+
+def test_a_reader_that_left_ends_it_though_nothing_happens(cli: Cli, volctl: Volctl) -> None:
+    cli.volume("v")
+    words = [sys.executable, "-m", "volctl", "events", "--follow"]
+    process = subprocess.Popen(words, env=volctl.environment, stdout=subprocess.PIPE)
+    assert process.stdout and process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(20) == 0

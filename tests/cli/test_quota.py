@@ -159,3 +159,30 @@ def test_cancelled_by_the_clock_leaves_no_use(cli: Cli) -> None:
     cli.error(124, "timeout", "create", "v", "--size", "1M", "--timeout", "300ms")
     assert cli.json("list") == []
     assert cli.json("quota", "show") == before
+
+
+def test_sizes_that_no_integer_of_the_database_can_sum(cli: Cli) -> None:
+    """Two volumes that were asked for with a slip of the finger, and every command goes on."""
+    for name in "ab":
+        cli.error(6, "no_backend", "create", name, "--size", "8191P")
+    cli.volume("c")
+    assert cli.quota()["gigabytes"]["in_use"] == 2 * 8191 * 1024**5 + MiB
+    cli("backend", "list")
+    cli("quota", "set", "--gigabytes", "1")
+    cli.refused(6, "quota", "create", "d", "--size", "1M")
+
+
+def test_a_type_that_is_named_like_a_resource(cli: Cli) -> None:
+    cli("type", "create", "gigabytes-fast")
+    cli("quota", "set", "--volumes", "1", "--type", "gigabytes-fast")
+    cli.volume("a", "--size", "1M", "--type", "gigabytes-fast")
+    error = cli.refused(6, "quota", "create", "b", "--size", "1M", "--type", "gigabytes-fast")
+    assert (error["details"]["limit"], error["details"]["in_use"]) == (1, 1)
+
+
+def test_the_limits_of_a_type_go_with_it(cli: Cli) -> None:
+    cli("type", "create", "t")
+    cli("quota", "set", "--volumes", "0", "--type", "t")
+    cli("type", "delete", "t", "--yes")
+    cli("type", "create", "t")
+    cli.volume("v", "--size", "1M", "--type", "t")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import uuid
 from contextlib import closing
 
 import pytest
@@ -168,3 +169,27 @@ def test_wait(cli: Cli) -> None:
     cli.refused(2, "usage", "wait", "v", "--for", "nope")
     cli.refused(124, "timeout", "wait", "v", "--for", "error", "--timeout", "200ms")
     cli.refused(4, "not_found", "wait", "nothere")
+
+
+def test_a_long_chain_of_clones_is_shown(cli: Cli) -> None:
+    first = cli.volume("v0")
+    with closing(sqlite3.connect(cli.state / "volctl.db")) as db, db:
+        columns = [row[1] for row in db.execute("PRAGMA table_info(volumes)")]
+        for number in range(1, 600):
+            own = {"id": f"'{uuid.UUID(int=number)}'", "name": f"'v{number}'", "source_kind": "'volume'"}
+            own["source_id"] = f"'{uuid.UUID(int=number - 1) if number > 1 else first['id']}'"
+            values = ", ".join(own.get(column, f'"{column}"') for column in columns)
+            db.execute(f"INSERT INTO volumes SELECT {values} FROM volumes WHERE name = 'v0'")
+    assert "v599" in cli("tree").out and "v599" in cli("tree", "--json").out
+
+
+def test_what_is_deleted_is_not_protected_any_more(cli: Cli) -> None:
+    cli.volume("v")
+    with closing(sqlite3.connect(cli.state / "volctl.db")) as db, db:
+        db.execute("UPDATE volumes SET status = 'deleting'")
+    assert "being deleted" in cli.error(5, "conflict", "protect", "v")["message"]
+
+
+def test_to_wait_for_what_is_gone_is_over_at_once(cli: Cli) -> None:
+    cli("wait", "gone-before", "--for", "deleted")
+    cli.error(4, "not_found", "wait", "gone-before")

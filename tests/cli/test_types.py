@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
 from tests.cli.conftest import Cli, GiB, MiB, make_image
+from tests.conftest import Volctl
 
 ZONES = """
 [[backend]]
@@ -238,3 +241,11 @@ def test_figures_by_dry_run(cli: Cli) -> None:
             if size:
                 ran = cli("explain", "--size", f"{size // MiB}M", "--json", status=0 if passes else 6)
                 assert refusals(ran.json()) == ({} if passes else {"p": "CapacityFilter"}), options
+
+
+def test_changes_of_a_type_at_once_are_all_kept(cli: Cli, volctl: Volctl) -> None:
+    cli("type", "create", "t")
+    words = [sys.executable, "-m", "volctl", "type", "set", "t", "--spec"]
+    at_once = [subprocess.Popen([*words, f"k{number}=v"], env=volctl.environment) for number in range(8)]
+    assert [process.wait() for process in at_once] == [0] * 8
+    assert set(cli.json("type", "show", "t")["specs"]) == {f"k{number}" for number in range(8)}

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from volctl import model
-from volctl.cli import app, main
+from volctl.cli import app, main, stderr
 from volctl.cli.completion import SCRIPTS, tree
 from volctl.cli.options import duration
 from volctl.cli.output import Shape
@@ -290,3 +290,22 @@ def test_a_closed_stderr_changes_nothing(state: Path) -> None:
 
 def test_all_descriptors_closed(state: Path) -> None:
     assert run(["nope"], state, "<&- >&- 2>&-").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "asked"),
+    [("show x -qo json", True), ("-qojson show x", True), ("show x -vqo=json", True), ("show -- --json", False),
+     ("show x -o json -- y", True), ("show x -co json", False), ("list --output json x", True)],
+)  # fmt: skip
+def test_whether_json_was_asked_for(line: str, asked: bool) -> None:
+    assert stderr.wants_json(line.split()) is asked
+
+
+def test_from_a_directory_that_is_gone(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    for line in ("image add x.img", "image check x.img", "create v --from-image x.img"):
+        assert main(line.split()) in (2, 4)
+    monkeypatch.setenv("VOLCTL_STATE_DIR", "relative")
+    assert main(["list"]) == 2

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from tests.web import serving
-from volctl import files
 from volctl.errors import ChecksumError, MissingError, NotFoundError, SignatureError, UsageError, VolctlError
 from volctl.images import fetch, signatures, sums
 from volctl.images.gate import open_image
 from volctl.images.signatures import Signature
 from volctl.service.proof import Proof, resolve
+from volctl.small import read_small
 
 A, B = "a" * 64, "b" * 128
 POLICY = fetch.Policy(1, 5)
@@ -210,5 +210,5 @@ def test_what_comes_through_a_pipe_is_read_to_its_end(content: bytes, tmp_path: 
     os.mkfifo(tmp_path / "fifo")
     writer = threading.Thread(target=(tmp_path / "fifo").write_bytes, args=[content])
     writer.start()
-    assert files.read_small(tmp_path / "fifo", 100) == content
+    assert read_small(tmp_path / "fifo", 100) == content
     writer.join()

@@ -50,6 +50,7 @@ def followed(shown: View, look: Callable[[int], list[Event]]) -> None:
             last = event.id
             one_line(shown, event)
         stdout.flush()
+        stdout.check_reader()
         interrupt.pause(PAUSE)
 
 

@@ -7,6 +7,7 @@ YAML show every field with its plain value; `table`, `value` and `csv` show a li
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from typing import Any, Literal, TypeVar
@@ -150,7 +151,7 @@ def _finite(value: Any) -> Any:
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_finite(item) for item in value]
-    return None if isinstance(value, float) and abs(value) == float("inf") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _line(value: Any) -> str:
@@ -180,18 +181,24 @@ def _csv(columns: tuple[str, ...], rows: list[Row]) -> str:
 
 
 def yaml(value: Any, indent: str = "") -> str:
-    """Block YAML of plain values. Strings are JSON strings, which YAML reads as double-quoted ones."""
+    """Block YAML of plain values. Strings are double-quoted ones, nearly those of JSON."""
     if isinstance(value, dict) and value:
         return "".join(f"{indent}{_key(key)}:{_below(item, indent)}" for key, item in value.items())
     if isinstance(value, list) and value:
         return "".join(f"{indent}-{_item(item, indent)}" for item in value)
-    return f"{indent}{json.dumps(_finite(value))}\n"
+    return f"{indent}{_scalar(_finite(value))}\n"
+
+
+def _scalar(value: Any) -> str:
+    r"""As JSON, but for what is beyond U+FFFF: YAML knows no pairs of surrogates, and writes `\UXXXXXXXX`."""
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join(char if " " <= char <= "~" else f"\\U{ord(char):08x}" for char in text)
 
 
 def _key(key: str) -> str:
     """Bare where YAML reads it as text, else quoted: properties have keys like `on` and `a: b`."""
     bare = key.isascii() and key.isidentifier() and key.lower() not in YAML_WORDS
-    return key if bare else json.dumps(key)
+    return key if bare else _scalar(key)
 
 
 def _below(value: Any, indent: str) -> str:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from typing import Any
 
 from volctl.cli.stdout import silence
 from volctl.cli.text import escape
 from volctl.errors import VolctlError
+
+_OUTPUT = re.compile(r"(?:--output(?:=|$)|-[qvy]*o=?)(.*)")
+"""The option, alone or after others that take no value, with its value if that is in the same word."""
 
 
 def is_terminal() -> bool:
@@ -60,12 +64,11 @@ def plain(error: VolctlError) -> dict[str, Any]:
 
 def wants_json(words: list[str]) -> bool:
     """Whether JSON was asked for, also on a command line that cannot be parsed."""
+    words = words[: words.index("--")] if "--" in words else words
     if "--json" in words:
         return True
     asked = os.environ.get("VOLCTL_OUTPUT")
     for word, following in zip(words, [*words, ""][1:], strict=True):
-        if word in ("-o", "--output"):
-            asked = following
-        elif word.startswith(("--output=", "-o")):
-            asked = word.removeprefix("--output=").removeprefix("-o").removeprefix("=")
+        if found := _OUTPUT.fullmatch(word):
+            asked = found[1] or following
     return asked == "json"

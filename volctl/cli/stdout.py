@@ -53,6 +53,20 @@ def flush() -> None:
         raise Unwritable(f"the result cannot be written: {reason}") from error
 
 
+def check_reader() -> None:
+    """`ReaderGone` if whoever read standard output through a pipe has left."""
+    import select
+
+    reader = select.poll()
+    try:
+        reader.register(sys.stdout, 0)
+    except (OSError, ValueError, TypeError, AttributeError):
+        return
+    if any(event & select.POLLERR for _, event in reader.poll(0)):
+        silence(sys.stdout)
+        raise ReaderGone
+
+
 def _put(text: str) -> None:
     """File names may hold any byte, and a locale may lack any character."""
     sys.stdout.flush()

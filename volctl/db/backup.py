@@ -17,6 +17,7 @@ from sqlalchemy.pool import StaticPool
 from volctl import files, interrupt
 from volctl.db.store import BACKUP_NOTE, Store, alone_in
 from volctl.errors import DatabaseError, ExistsError, NoSpaceError, UsageError
+from volctl.model import is_uuid
 
 PAGES = 256  # copied between two looks for signals and the deadline
 UNFINISHED = ".volctl-backup-"  # before the name of a backup that is not whole yet
@@ -97,20 +98,33 @@ def _temporary(store: Store, target: Path) -> Iterator[tuple[Path, int]]:
 
 def sweep(state: Path) -> None:
     """Remove what backups that were killed left. What cannot be removed now is tried again by the next command."""
-    notes = [name for name in os.listdir(state) if name.startswith(BACKUP_NOTE)]
-    if notes:
+    notes = [state / name for name in os.listdir(state) if name.startswith(BACKUP_NOTE)]
+    if ours := [note for note in notes if _unfinished(note)]:
         with suppress(OSError), alone_in(state):
-            for name in notes:
-                _forget(state / name)
+            for note in ours:
+                with suppress(OSError):
+                    _forget(note)
+
+
+def _unfinished(note: Path) -> Path | None:
+    """Where a note of ours says that a backup is; what only looks like one may lead anywhere."""
+    name = note.name.removeprefix(BACKUP_NOTE)
+    if not (is_uuid(name) and note.is_symlink()):
+        return None
+    path = note.readlink()
+    return path if path.is_absolute() and path.name == UNFINISHED + name else None
 
 
 def _forget(note: Path) -> None:
-    with suppress(FileNotFoundError), files.os_open(note, os.O_RDWR | os.O_CLOEXEC) as fd:
+    path = _unfinished(note)
+    if path is None:
+        return
+    with suppress(FileNotFoundError), files.os_open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC) as fd:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return  # a backup that lives
-        note.readlink().unlink()
+        path.unlink()
     note.unlink(missing_ok=True)
 
 

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, delete, insert, or_, select, update
 
+from volctl.db import sums
 from volctl.db.tables import cached_images
 from volctl.errors import ConflictError
 from volctl.model import Object, now
@@ -76,8 +77,8 @@ def _select(tx: Connection, *conditions: ColumnElement[bool]) -> list[CachedImag
 
 def sizes_by_backend(tx: Connection) -> dict[str, int]:
     """Bytes that the cache has provisioned on each backend."""
-    query = select(cached_images.c.backend, func.sum(cached_images.c.size)).group_by(cached_images.c.backend)
-    return {row[0]: int(row[1]) for row in tx.execute(query)}
+    query = select(cached_images.c.backend, *sums.parts(cached_images.c.size)).group_by(cached_images.c.backend)
+    return {row[0]: sums.whole(row[1], row[2]) for row in tx.execute(query)}
 
 
 def transition(tx: Connection, entry_id: str, source: Iterable[str], target: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, Table, delete, func, insert, select
 
+from volctl.db import sums
 from volctl.db.tables import quotas, reservations, snapshots, volumes
 from volctl.model import Json
 from volctl.records import record
@@ -46,23 +47,29 @@ def _sum(tx: Connection, table: Table, project: str, type_name: str | None) -> t
     pending = select(reservations.c.object_id).where(
         reservations.c.project == project, reservations.c.object_id.is_not(None)
     )
-    query = select(func.count(), func.coalesce(func.sum(table.c.size), 0)).where(
+    query = select(func.count(), *sums.parts(table.c.size)).where(
         table.c.project == project, table.c.id.not_in(pending)
     )
     if type_name is not None:
         query = query.where(table.c.type == type_name)
     row = tx.execute(query).one()
-    return int(row[0]), int(row[1])
+    return int(row[0]), sums.whole(row[1], row[2])
 
 
 def reserved(tx: Connection, project: str, type_name: str | None) -> Usage:
     """The sum over open reservations."""
-    columns = (reservations.c.volumes, reservations.c.snapshots, reservations.c.gigabytes)
-    query = select(*(func.coalesce(func.sum(column), 0) for column in columns)).where(reservations.c.project == project)
+    counts = (func.coalesce(func.sum(reservations.c[name]), 0) for name in ("volumes", "snapshots"))
+    query = select(*counts, *sums.parts(reservations.c.gigabytes)).where(reservations.c.project == project)
     if type_name is not None:
         query = query.where(reservations.c.type == type_name)
     row = tx.execute(query).one()
-    return Usage(int(row[0]), int(row[1]), int(row[2]))
+    return Usage(int(row[0]), int(row[1]), sums.whole(row[2], row[3]))
+
+
+def forget_type(tx: Connection, type_name: str) -> None:
+    """A type is gone, and its limits with it, of every project."""
+    of_type = [f"{resource}_{type_name}" for resource in ("volumes", "gigabytes", "snapshots")]
+    tx.execute(delete(quotas).where(quotas.c.resource.in_(of_type)))
 
 
 def open_reservations(tx: Connection) -> set[str]:

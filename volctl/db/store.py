@@ -171,6 +171,8 @@ def open_store(path: Path, *, may_create: Callable[[], None] = lambda: None, tak
     _refuse_network(path.parent)
     _refuse_full(path)
     if not path.exists():
+        if path.is_symlink():
+            raise DatabaseError(f"the database {path} is a link to what is not there", hint="is its disk mounted?")
         _create(path, may_create)
     _refuse_garbage(path)
     return Store(path, _engine(path), take_over=take_over)
@@ -186,13 +188,18 @@ def _refuse_full(path: Path) -> None:
 def _refuse_garbage(path: Path) -> None:
     """See what kind of file it is before SQLite does: an empty file opens happily as a database."""
     try:
-        with path.open("rb") as file:
-            head = file.read(16)
-            size = os.fstat(file.fileno()).st_size
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            found = os.fstat(descriptor)
+            head = os.read(descriptor, 16) if stat.S_ISREG(found.st_mode) else b""
+        finally:
+            os.close(descriptor)
     except OSError as error:
         said = f"the database {path} cannot be read: {error.strerror}"
         raise DatabaseError(said, hint=RECIPE, details=WHOLE if path.is_file() else None) from error
-    if size == 0:
+    if not stat.S_ISREG(found.st_mode):
+        raise DatabaseError(f"the database {path} is no regular file", hint=RECIPE)
+    if found.st_size == 0:
         raise DatabaseError(f"the database {path} is empty", hint=RECIPE)
     if head != b"SQLite format 3\0":
         raise DatabaseError(f"{path} is not a database", hint=RECIPE)

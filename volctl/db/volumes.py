@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, Select, delete, func, insert, select, update
 
-from volctl.db import status
+from volctl.db import status, sums
 from volctl.db.tables import volumes
 from volctl.errors import NotFoundError
 from volctl.model import (
@@ -153,10 +153,10 @@ def children(tx: Connection, source_ids: Sequence[str]) -> list[Volume]:
 
 def sums_by_backend(tx: Connection) -> dict[str, tuple[int, int, int]]:
     """For each backend: bytes provisioned, volumes, bytes promised and not yet written."""
-    query = select(volumes.c.backend, func.sum(volumes.c.size), func.count(), func.sum(volumes.c.promised)).group_by(
-        volumes.c.backend
-    )
-    return {row[0]: (int(row[1]), int(row[2]), int(row[3])) for row in tx.execute(query) if row[0] is not None}
+    columns = (func.count(), *sums.parts(volumes.c.size), *sums.parts(volumes.c.promised))
+    query = select(volumes.c.backend, *columns).where(volumes.c.backend.is_not(None)).group_by(volumes.c.backend)
+    rows = tx.execute(query)
+    return {row[0]: (sums.whole(row[2], row[3]), int(row[1]), sums.whole(row[4], row[5])) for row in rows}
 
 
 def uses_type(tx: Connection, name: str) -> bool:

@@ -19,7 +19,6 @@ from volctl.files.directory import (
 from volctl.files.holders import device_holders, holders
 from volctl.files.listing import Seen, seen
 from volctl.files.names import give_name
-from volctl.files.small import read_small
 from volctl.files.sparse import allocate, can_share, copy, grow, length_of, reflink, reflinks
 
 __all__ = [
@@ -41,7 +40,6 @@ __all__ = [
     "length_of",
     "object_named",
     "os_open",
-    "read_small",
     "reflink",
     "reflinks",
     "seen",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from volctl.db import events, quotas, volumes
 from volctl.db.quotas import Usage
 from volctl.engine.task import Flow
-from volctl.errors import ExistsError
+from volctl.errors import ExistsError, NotFoundError
 from volctl.flows import request
 from volctl.flows.create import CreateRun, CreateState, CreateTask
 from volctl.model import Status
@@ -49,6 +49,8 @@ class EntryCreateTask(CreateTask):
         try:
             volumes.insert_row(tx, request.as_row(run.state))
         except IntegrityError as error:
+            if "FOREIGN KEY" in str(error.orig):
+                raise NotFoundError(f"there is no volume type {run.state.type!r} any more") from error
             raise ExistsError(f"there is a volume {run.state.name!r} already") from error
         change = {"from": None, "to": Status.CREATING}
         events.add(tx, "volume.status", run.state.volume_id, run.request, change)

@@ -119,7 +119,7 @@ def names_source(request: CreateRequest, source: Source) -> bool:
         SourceKind.VOLUME: request.from_volume,
     }
     text = texts.get(source.kind)
-    return text is not None and (text in (source.id, source.name) or os.path.abspath(text) == source.name)
+    return text is not None and (text in (source.id, source.name) or words.absolute(text) == source.name)
 
 
 def _volume_source(tx: Connection, project: str, ref: str) -> SourceRef:
@@ -142,7 +142,7 @@ def _image_source(tx: Connection, project: str, text: str) -> SourceRef:
             return SourceRef(SourceKind.IMAGE, found.id, found.name, volume_id)
         return SourceRef(SourceKind.IMAGE, found.id, found.name, None, found.location)
     if _is_there(text):
-        path = words.path(os.path.abspath(text))
+        path = words.path(words.absolute(text))
         return SourceRef(SourceKind.IMAGE, None, path, None, path)
     from volctl.images import http
 

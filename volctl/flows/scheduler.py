@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from volctl.db import image_cache, types, volumes
 from volctl.db.quotas import Usage
 from volctl.engine.task import Flow
-from volctl.errors import ConflictError
+from volctl.errors import ConflictError, UsageError
 from volctl.flows import pools
 from volctl.flows.create import IN_FLIGHT, CreateRun, CreateState, CreateTask, fail_volume
-from volctl.model import round_up, to_json
+from volctl.model import MAX_SIZE, format_size, round_up, to_json
+from volctl.scheduler import size_bounds
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -55,7 +56,7 @@ class ScheduleCreateVolumeTask(CreateTask):
         state.backend = explanation.chosen
         size = round_up(state.size, found.granule(state.backend))
         if size != state.size:
-            run.env.quota(state.project).check(tx, Usage(gigabytes=size - state.size), state.type)
+            _check_rounded(tx, run, size)
             state.size = size
         volumes.change(
             tx,
@@ -69,6 +70,17 @@ class ScheduleCreateVolumeTask(CreateTask):
         if warning := found.nearly_full(state.backend):
             run.env.warn(warning)
         run.cast("volume_create_manager", state)
+
+
+def _check_rounded(tx: Connection, run: CreateRun, size: int) -> None:
+    """What held for the size that was asked for holds for what the backend makes of it."""
+    state, quota = run.state, run.env.quota(run.state.project)
+    quota.check_size(tx, size)
+    quota.check(tx, Usage(gigabytes=size - state.size), state.type)
+    most = size_bounds(state.specs)[1] or MAX_SIZE
+    if size > most:
+        said = f"backend {state.backend} makes {format_size(size)} of {format_size(state.size)}"
+        raise UsageError(f"{said}, and volumes have {format_size(most)} at most")
 
 
 def not_scheduled(tx: Connection, run: CreateRun) -> None:

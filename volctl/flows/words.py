@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -54,6 +55,14 @@ def path(text: str) -> str:
     except UnicodeEncodeError as error:
         raise UsageError(f"the path {text!r} is not UTF-8", hint="rename what is not, with mv") from error
     return text
+
+
+def absolute(text: str) -> str:
+    """The path from the root. `UsageError` where there is no working directory any more."""
+    try:
+        return os.path.abspath(text)
+    except FileNotFoundError as error:
+        raise UsageError(f"the directory in which {text} would be is gone") from error
 
 
 def description(text: str | None) -> str | None:

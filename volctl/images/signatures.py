@@ -12,9 +12,10 @@ import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from volctl import command, files
+from volctl import command
 from volctl.errors import AccessError, NotFoundError, SignatureError, UsageError
 from volctl.records import record
+from volctl.small import read_small
 
 CLEARSIGNED = b"-----BEGIN PGP SIGNED MESSAGE-----"
 _KEYS = re.compile(rb"-----BEGIN PGP PUBLIC KEY BLOCK-----(.*?)-----END PGP PUBLIC KEY BLOCK-----", re.DOTALL)
@@ -85,7 +86,7 @@ def _judge(what: str, told: str, *, detached: bool) -> None:
 def _keyring(path: str) -> bytes:
     """The keys; ASCII armor, which gpgv does not take, is undone."""
     try:
-        content = files.read_small(path, MOST)[:MOST]
+        content = read_small(path, MOST)[:MOST]
     except FileNotFoundError as error:
         raise NotFoundError(f"there is no keyring {path}") from error
     except OSError as error:

@@ -21,7 +21,7 @@ IN_BETWEEN = tuple(set(Status) - {Status.AVAILABLE, Status.IN_USE, Status.ERROR,
 def list_(session: Session, *, limit: int | None = None, all_: bool = False) -> list[FlowRun]:
     """Newest first, the last fifty unless told otherwise."""
     with session.store.read() as tx:
-        return journal.list_runs(tx, None if all_ else limit or DEFAULT_LIMIT)
+        return journal.list_runs(tx, limit if limit is not None else None if all_ else DEFAULT_LIMIT)
 
 
 def show(session: Session, ref: str) -> FlowDetails:

@@ -56,7 +56,7 @@ def add(
         shown = proof.resolve(fetch.policy(session), location, checksum, signature, keyring)
         if http.is_url(location) and not os.path.lexists(location):
             return _add_fetched(session, state, fetch.Wanted(http.check_url(location), shown, image_format))
-        state.location = words.path(os.path.abspath(location))
+        state.location = words.path(words.absolute(location))
         opened: Json = {"path": state.location, "declared": image_format, "checksum": shown.checksum}
         state.opened = opened | {"allow_device": allow_device, "signature": shown.signature}
     return _added(session, state)
@@ -119,7 +119,7 @@ def check(
 ) -> Json:
     """What the gate says of a file; sizes in bytes."""
     shown = proof.resolve(fetch.policy(session), path, checksum, signature, keyring)
-    image = session.env.image(os.path.abspath(path), image_format, shown.checksum, False, shown.signature)
+    image = session.env.image(words.absolute(path), image_format, shown.checksum, False, shown.signature)
     return {
         "path": image.path,
         "format": image.format,
@@ -198,7 +198,7 @@ def _stream(descriptor: int, format: str) -> int:
 def _file(target: str) -> str:
     if not target or target.endswith("/") or "\0" in target:
         raise UsageError(f"{target!r} is not the name of a file")
-    return os.path.abspath(target)
+    return words.absolute(target)
 
 
 def delete(session: Session, ref: str) -> None:

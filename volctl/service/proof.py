@@ -6,11 +6,12 @@ import os
 from dataclasses import asdict
 from urllib.parse import unquote, urlsplit
 
-from volctl import files
 from volctl.errors import AccessError, NotFoundError, UsageError
+from volctl.flows import words
 from volctl.images import checksums, fetch, http, signatures, sums
 from volctl.model import Json, MiB
 from volctl.records import record
+from volctl.small import read_small
 
 MOST = MiB  # bytes of a list of checksums or a signature
 
@@ -33,7 +34,7 @@ def resolve(
     """
     if signature is not None and keyring is None:
         raise UsageError("--signature needs the keys that may sign", hint="say --keyring FILE")
-    keys = os.path.abspath(keyring) if keyring is not None else None
+    keys = words.absolute(keyring) if keyring is not None else None
     listed = checksum is not None and not checksums.is_literal(checksum)
     if checksum is not None and listed:
         return Proof(_listed(policy, location, checksum, signature, keys))
@@ -67,7 +68,7 @@ def _read(policy: fetch.Policy, where: str) -> bytes:
     if http.is_url(where):
         return fetch.read_small(where, policy, MOST)
     try:
-        content = files.read_small(where, MOST)
+        content = read_small(where, MOST)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise NotFoundError(f"there is no file {where}") from error
     except OSError as error:

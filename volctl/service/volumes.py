@@ -143,6 +143,8 @@ def protect(session: Session, ref: str, on: bool) -> Volume:
     """A protected volume is not deleted."""
     with session.rows() as tx:
         volume = refs.volume(tx, session.project, ref)
+        if on and volume.status is Status.DELETING:
+            raise ConflictError(f"volume {volume.label} is being deleted", volume=volume.id)
         volumes.change(tx, volume.id, protected=on, undescribed=True)
     return _told(session, volume.id)
 
@@ -192,7 +194,12 @@ def wait(session: Session, ref: str, status: str = "available") -> Volume | None
     """
     if status not in {*Status, *GONE}:
         raise UsageError(f"{status!r} is not a status", hint=f"one of {', '.join([*Status, *GONE])}")
-    volume_id = find(session, ref).id
+    try:
+        volume_id = find(session, ref).id
+    except NotFoundError:
+        if status in GONE:
+            return None
+        raise
     while True:
         with session.store.read() as tx:
             volume = volumes.find(tx, volume_id)
@@ -204,5 +211,6 @@ def wait(session: Session, ref: str, status: str = "available") -> Volume | None
             return volume
         if volume.status in (Status.ERROR, Status.ERROR_DELETING) and status not in GONE:
             raise ConflictError(f"volume {volume.label} is {volume.status}", volume=volume.id)
-        session.engine.settle()
+        for line in session.engine.settle():
+            session.watcher.warn(f"settled: {line}")
         interrupt.pause(0.1)
