@@ -184,13 +184,17 @@ def _check_proof(session: Session, found: RowMapping, wanted: Wanted) -> None:
 
 def _fetch(session: Session, wanted: Wanted, locks: LockSet, keep: str | None = None) -> str:
     """Run the flow; what it replaces goes, if nobody gave it a name. `keep` is the id of one that stays."""
+    download = session.env.downloads[wanted.url]
     with session.store.read() as tx:
         rows, part = images.fetched_from(tx, wanted.url), parts.of(tx, wanted.url)
+    if part and not download.position:  # of another version: no kill may leave its bytes with the mark of this one
+        _delete(session, part["id"], locks)
+        part = None
     image_id = part["id"] if part else str(uuid.uuid4())
     state = FetchState(
         image_id,
         wanted.url,
-        asdict(session.env.downloads[wanted.url].mark),
+        asdict(download.mark),
         wanted.image_format,
         wanted.size,
         wanted.proof.checksum,
@@ -209,8 +213,12 @@ def _drop(session: Session, image_id: str, lock: str) -> bool:
     if locks is None:
         return False
     with locks:
-        session.engine.start("image_delete", ImageDeleteState(image_id, True), object_id=image_id, locks=locks)
+        _delete(session, image_id, locks)
     return True
+
+
+def _delete(session: Session, image_id: str, locks: LockSet) -> None:
+    session.engine.start("image_delete", ImageDeleteState(image_id, True), object_id=image_id, locks=locks)
 
 
 def _drop_old_parts(session: Session, days: float = PART_DAYS) -> int:
