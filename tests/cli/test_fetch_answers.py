@@ -12,7 +12,7 @@ import pytest
 
 from tests.cli.conftest import Cli, MiB
 from tests.conftest import Volctl
-from tests.web import Fault, Web, answer, scripted, serving
+from tests.web import Fault, File, Web, answer, scripted, serving
 
 ONE, TWO = b"1" * MiB, b"2" * MiB
 CUT = 300_000
@@ -143,3 +143,61 @@ def test_what_is_fetched_again_is_no_progress(cli: Cli) -> None:
         cli.error(8, "backend", "create", "v", "--from-image", server.url)
     assert len(server.asked) == 3
     nothing_is_left(cli)
+
+
+FAR = "Mon, 01 Jan 99999999999999999999 00:00:00 GMT"
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        pytest.param(answer("200 OK", ONE, Content_Length="9" * 5000), id="a length of 5000 digits"),
+        pytest.param(answer("200 OK", ONE, Content_Length="many"), id="a length that is no number"),
+        pytest.param(answer("503 Busy", Retry_After=FAR), id="a date that is none"),
+        pytest.param(answer("302 Found", Location="http://[foo"), id="a redirect to half an address"),
+        pytest.param(answer("302 Found", Location="ftp://\x1b[31mx"), id="a redirect that colours the terminal"),
+        pytest.param(answer("302 Found", Location="http://127.0.0.1:99999/"), id="a redirect to no port"),
+        pytest.param(answer("302 Found", Location="http://a..b/"), id="a redirect to no name"),
+        pytest.param(answer("302 Found", Location="http://u:p@localhost/"), id="a redirect with a password"),
+    ],
+)
+def test_a_header_that_is_none_is_the_server_s_fault(bad: bytes, cli: Cli) -> None:
+    cli.configure("[images]\nfetch_attempts = 1\n")
+    with scripted(bad) as server:
+        error = cli.error(8, "backend", "create", "v", "--from-image", server.url)
+    assert error["message"].isprintable()
+    nothing_is_left(cli)
+
+
+def test_a_last_modified_that_is_no_date(cli: Cli) -> None:
+    with scripted(whole(ONE, Last_Modified=FAR, Date=DATE)) as server:
+        cli.volume("v", "--from-image", server.url)
+    assert content(cli, "v") == ONE
+
+
+def test_a_redirect_is_asked_for_anew(cli: Cli, web: Web) -> None:
+    """Where it led the first time may be good for once only."""
+    to = [Fault(status=302, headers={"Location": f"/signed?n={number}"}) for number in (1, 2)]
+    web.files["/d.raw"] = File(b"", to)
+    web.put("/signed?n=1", ONE, Fault(cut=700_000), Fault(9, status=403))
+    web.put("/signed?n=2", ONE)
+    cli.volume("v", "--from-image", web.url("/d.raw"))
+    assert content(cli, "v") == ONE
+    assert web.asked[-1].headers["range"] == "bytes=700000-"
+
+
+def test_redirected_ten_times_and_to_a_name_with_blanks(cli: Cli, web: Web) -> None:
+    for number in range(10):
+        to = f"/{number + 1}" if number < 9 else "/the disk.raw"
+        web.files[f"/{number}"] = File(b"", [Fault(9, status=302, headers={"Location": to})])
+    web.put("/the%20disk.raw", ONE)
+    cli.volume("v", "--from-image", web.url("/0"))
+    web.files["/more"] = File(b"", [Fault(9, status=302, headers={"Location": "/0"})])
+    cli.error(8, "backend", "create", "w", "--from-image", web.url("/more"))
+
+
+def test_a_refused_connection_is_told_as_such(cli: Cli) -> None:
+    cli.configure("[images]\nfetch_attempts = 1\n")
+    with scripted(b"") as server:
+        pass
+    assert "refused" in cli.error(8, "backend", "create", "v", "--from-image", server.url)["message"]
