@@ -285,6 +285,9 @@ anew when the file is 64 KiB further than when they last were; what is fetched a
 - What fails otherwise leaves no volume, no image and no file.
 - When the server cannot be reached, the command fails (exit 8), also where a copy is held: the hint names the
   copy, and `--from-image ID` takes it without asking the server.
+- `volctl image add URL` makes what was fetched somebody's, also without a name; a second one with other words has a
+  copy of its own. Only what was fetched for a create alone is dropped: for a new version, within the limits of
+  `[image_cache]`, or by `volctl image cache prune --all`.
 - `volctl image refresh` asks the server of a fetched image: what it has now takes the place of what is there,
   under the image's id and name; also if the file was damaged. If that fails, the image is as it was.
 

@@ -67,22 +67,28 @@ def _added(session: Session, state: ImageState) -> Image:
 
 
 def _add_fetched(session: Session, state: ImageState, wanted: fetch.Wanted) -> Image:
-    """What was fetched gets the name; a copy of it, if it has one already."""
+    """What was fetched is registered; a copy of it, if it is already, and not as it is asked for."""
     with session.store.read() as tx:
         check_free(tx, state.name)
     with fetch.image_of(session, wanted) as found:
-        if found.name is None and state.name is not None:
-            values: Json = {"name": state.name, "min_disk": state.min_disk, "properties": state.properties}
-            with session.rows() as tx:
-                check_free(tx, state.name)
-                images.change(tx, found.id, **values)
-                events.add(tx, "image.add", found.id, str(uuid.uuid4()), {"location": found.location})
+        if _registered(session, state, found):
             return show(session, found.id)
-        if state.name is None:
-            return found
         state.location, state.copy = found.location, True
         state.opened = {"path": found.location, "declared": found.format, "checksum": None, "allow_device": False}
         return _added(session, state)
+
+
+def _registered(session: Session, state: ImageState, found: Image) -> bool:
+    """Make it somebody's; done already if no name is asked for, and nothing else than it has."""
+    asked: Json = {"name": state.name, "min_disk": state.min_disk, "properties": state.properties}
+    with session.rows() as tx:
+        check_free(tx, state.name)
+        if images.register(tx, found.id, **asked):
+            events.add(tx, "image.add", found.id, str(uuid.uuid4()), {"location": found.location})
+            return True
+        present = refs.image(tx, found.id)
+    same = (state.min_disk, state.properties) in ((0, {}), (present.min_disk, present.properties))
+    return state.name is None and same
 
 
 def _volume_location(session: Session, state: ImageState) -> None:
