@@ -14,11 +14,13 @@ import pytest
 from tests.cli.conftest import Cli, MiB, make_image
 from tests.conftest import Volctl
 from tests.web import Fault, Web, serving
+from volctl.flows.context import Context
+from volctl.images.gate import CheckedImage
 from volctl.model import Image
 from volctl.service import fetch
 from volctl.service.session import Session
 
-ONE, TWO = b"1" * MiB, b"2" * MiB
+ONE, TWO, THREE = b"1" * MiB, b"2" * MiB, b"3" * MiB
 
 
 @pytest.fixture
@@ -146,3 +148,22 @@ def test_two_names_of_one_copy_at_once(cli: Cli, volctl: Volctl, web: Web, monke
     first = cli.json("image", "show", "first")
     assert (first["min_disk"], second["min_disk"]) == (4 * MiB, 0)
     assert stored(cli) == sorted([first["id"], second["id"]])
+
+
+def test_two_refreshes_at_once(cli: Cli, volctl: Volctl, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one read is not told of the file that the other put in its place."""
+    url = web.put("/disk.raw", ONE)
+    before = cli.json("image", "add", "i", url)
+    web.put("/disk.raw", TWO, etag='"two"')
+    image, others = Context.image, []
+
+    def late(*args: Any, **words: Any) -> CheckedImage:
+        found = image(*args, **words)
+        web.put("/disk.raw", THREE, etag='"three"')
+        others.append(volctl("image", "refresh", "i", "--lock-timeout", "0", status=None).status)
+        return found
+
+    monkeypatch.setattr(Context, "image", late)
+    after = cli.json("image", "refresh", "i")
+    assert others == [10]
+    assert after["origin"] == url and after["sha256"] not in (None, before["sha256"])

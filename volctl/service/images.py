@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from typing import Any, Literal
+from typing import Literal
 
 from volctl.db import events, images, volumes
 from volctl.engine.locks import EXCLUSIVE
@@ -143,23 +143,30 @@ def refresh(session: Session, ref: str) -> Image:
         before = images.internals(tx, found.id)["identity"]
     if found.origin is not None:
         fetch.renew(session, found)
+    # What is read and what the row says of it belong together: another refresh may change both.
+    with session.locked({found.id: EXCLUSIVE}):
+        values = _present(session, found, before)
+        with session.rows() as tx:
+            images.change(tx, found.id, status=Status.AVAILABLE, **values)
+            events.add(tx, "image.refresh", found.id, str(uuid.uuid4()), {"location": found.location})
+    image_cache.forget(session, before)
+    return show(session, found.id)
+
+
+def _present(session: Session, found: Image, before: Json) -> Json:
+    """What is at an image's location now, as its row says it; `before`: the file's identity as it was known."""
     if found.location.startswith(refs.VOLUME_SCHEME):
         with session.store.read() as tx:
             size = volumes.get(tx, found.location.removeprefix(refs.VOLUME_SCHEME)).size
-        values: dict[str, Any] = {"size": size, "virtual_size": size}
-    else:
-        was_device = before.get("size") == 0
-        image = session.env.image(found.location, "auto", None, was_device)
-        values = {"format": image.format, "size": image.file_size, "virtual_size": image.virtual_size}
-        with session.store.read() as tx:
-            present = images.internals(tx, found.id)["identity"]
-        if image.identity != present:  # no longer what was unpacked or hashed
-            values |= {"identity": image.identity, "sha256": image.sha256, "origin": None, "packed": None}
-    with session.rows() as tx:
-        images.change(tx, found.id, status=Status.AVAILABLE, **values)
-        events.add(tx, "image.refresh", found.id, str(uuid.uuid4()), {"location": found.location})
-    image_cache.forget(session, before)
-    return show(session, found.id)
+        return {"size": size, "virtual_size": size}
+    was_device = before.get("size") == 0
+    image = session.env.image(found.location, "auto", None, was_device)
+    values: Json = {"format": image.format, "size": image.file_size, "virtual_size": image.virtual_size}
+    with session.store.read() as tx:
+        known = images.internals(tx, found.id)["identity"]
+    if image.identity != known:  # no longer what was unpacked or hashed
+        values |= {"identity": image.identity, "sha256": image.sha256, "origin": None, "packed": None}
+    return values
 
 
 def save(
