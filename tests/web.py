@@ -7,6 +7,7 @@ with serving() as web:
 from __future__ import annotations
 
 import re
+import socket
 import ssl
 import threading
 import time
@@ -201,3 +202,51 @@ def until(true: Callable[[], bool], seconds: float = 120) -> None:
     while not true():
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+@dataclass(slots=True)
+class Script:
+    """A server that only closes after each answer, however that reads; `asked`: the headers of each request."""
+
+    url: str
+    answers: list[bytes]
+    asked: list[dict[str, str]] = field(default_factory=list)
+
+    def serve(self, listening: socket.socket) -> None:
+        """The answers, one after the other; the last of them again and again."""
+        with suppress(OSError):
+            while True:
+                with listening.accept()[0] as talk:
+                    lines = _request(talk).split("\r\n")
+                    if not lines[0]:
+                        return
+                    self.asked.append({line.split(": ")[0].lower(): line.split(": ")[1] for line in lines[1:]})
+                    with suppress(OSError):  # the client may leave in the middle of it
+                        talk.sendall(self.answers[min(len(self.asked), len(self.answers)) - 1])
+
+
+def _request(talk: socket.socket) -> str:
+    text = b""
+    while b"\r\n\r\n" not in text and (more := talk.recv(4096)):
+        text += more
+    return text.partition(b"\r\n\r\n")[0].decode()
+
+
+def answer(status: str, body: bytes = b"", **headers: str) -> bytes:
+    """The bytes of one; `content_length` in a name is Content-Length."""
+    lines = [f"HTTP/1.1 {status}", *(f"{name.replace('_', '-')}: {text}" for name, text in headers.items())]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+@contextmanager
+def scripted(*answers: bytes) -> Iterator[Script]:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        script = Script(f"http://127.0.0.1:{port}/disk.raw", list(answers))
+        thread = threading.Thread(target=script.serve, args=(listening,))
+        thread.start()
+        try:
+            yield script
+        finally:
+            socket.create_connection(("127.0.0.1", port)).close()  # a request of nothing ends it
+            thread.join()

@@ -272,10 +272,12 @@ Each row is a real server on the loopback, made to misbehave by `tests/flows/tes
 writes this page. The image has {len(CONTENT):,} bytes, the connection breaks after {CUT:,} of them; what is
 fetched twice is what was received and could not be used. Tries are limited to {TRIES}, silence to
 {PATIENCE} s here (by default 5 and 30 s: `fetch_attempts` and `fetch_timeout` in `[images]`); they are counted
-anew when 64 KiB have come.
+anew when the file is 64 KiB further than when they last were; what is fetched again is no progress.
 
 - Bytes are put together only by a strong validator (an ETag that is not weak, or a Last-Modified that was a
-  minute old when it was sent) and If-Range; else the file is fetched from its beginning.
+  minute old when it was sent) and If-Range; else the file is fetched from its beginning. An answer to that must
+  carry this validator again, no other, and the length that was told before. A part that was not asked for is refused.
+- The first URL is asked each time: a redirect may lead elsewhere by then.
 - A command that was interrupted, killed or ran out of time or tries leaves what it received (`ID.part` in
   the image store, known to the database) if the rest can be asked for. The next command for that URL goes
   on there; after a restart of the machine it begins again, since what is there may not be what was written.
@@ -283,6 +285,9 @@ anew when 64 KiB have come.
 - What fails otherwise leaves no volume, no image and no file.
 - When the server cannot be reached, the command fails (exit 8), also where a copy is held: the hint names the
   copy, and `--from-image ID` takes it without asking the server.
+- `volctl image add URL` makes what was fetched somebody's, also without a name; a second one with other words has a
+  copy of its own. Only what was fetched for a create alone is dropped: for a new version, within the limits of
+  `[image_cache]`, or by `volctl image cache prune --all`.
 - `volctl image refresh` asks the server of a fetched image: what it has now takes the place of what is there,
   under the image's id and name; also if the file was damaged. If that fails, the image is as it was.
 

@@ -37,7 +37,7 @@ def prune(
     backend: words.Backend = None,
     all: Annotated[bool, typer.Option("--all", help="Also what may still be of use")] = False,
 ) -> None:
-    """Delete cached and fetched images that are of no use any more; volumes and named images stay."""
+    """Delete cached and fetched images that are of no use any more; volumes and registered images stay."""
     shown = view(ctx, FIELDS, COLUMNS)
     with session(ctx) as s:
         from volctl.service import fetch, image_cache

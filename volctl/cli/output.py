@@ -180,25 +180,28 @@ def _csv(columns: tuple[str, ...], rows: list[Row]) -> str:
     return file.getvalue()
 
 
+_LONGEST_KEY = 1000  # YAML takes 1024 characters before a colon, and more only behind a question mark
+
+
 def yaml(value: Any, indent: str = "") -> str:
     """Block YAML of plain values. Strings are double-quoted ones, nearly those of JSON."""
     if isinstance(value, dict) and value:
-        return "".join(f"{indent}{_key(key)}:{_below(item, indent)}" for key, item in value.items())
+        return "".join(f"{indent}{_key(key, indent)}:{_below(item, indent)}" for key, item in value.items())
     if isinstance(value, list) and value:
         return "".join(f"{indent}-{_item(item, indent)}" for item in value)
     return f"{indent}{_scalar(_finite(value))}\n"
 
 
 def _scalar(value: Any) -> str:
-    r"""As JSON, but for what is beyond U+FFFF: YAML knows no pairs of surrogates, and writes `\UXXXXXXXX`."""
-    text = json.dumps(value, ensure_ascii=False)
-    return "".join(char if " " <= char <= "~" else f"\\U{ord(char):08x}" for char in text)
+    """As JSON, but for its pairs of surrogates, which YAML does not know: characters are as they are, or escaped."""
+    return escape(json.dumps(value, ensure_ascii=False))
 
 
-def _key(key: str) -> str:
+def _key(key: str, indent: str) -> str:
     """Bare where YAML reads it as text, else quoted: properties have keys like `on` and `a: b`."""
     bare = key.isascii() and key.isidentifier() and key.lower() not in YAML_WORDS
-    return key if bare else _scalar(key)
+    quoted = key if bare else _scalar(key)
+    return quoted if len(quoted) <= _LONGEST_KEY else f"? {quoted}\n{indent}"
 
 
 def _below(value: Any, indent: str) -> str:

@@ -10,8 +10,9 @@ from volctl.db.tables import images
 from volctl.errors import NotFoundError
 from volctl.model import Image, Json
 
-_INTERNAL = {"identity", "owned", "mark", "packed", "used_at"}
+_INTERNAL = {"identity", "owned", "mark", "packed", "used_at", "registered"}
 _COLUMNS = [column for column in images.c if column.name not in _INTERNAL]
+_UNCLAIMED = images.c.origin.is_not(None) & images.c.name.is_(None) & images.c.registered.is_not(True)
 
 
 def as_image(row: RowMapping) -> Image:
@@ -76,12 +77,21 @@ def fetched_from(tx: Connection, origin: str) -> list[RowMapping]:
     return list(tx.execute(query.order_by(images.c.created_at.desc())).mappings())
 
 
-def nameless(tx: Connection) -> list[RowMapping]:
-    """What was fetched for a create and nobody gave a name, least recently used first: `id`, `size`, `used_at`."""
-    query = select(images.c.id, images.c.size, images.c.used_at).where(
-        images.c.origin.is_not(None), images.c.name.is_(None), images.c.status == "available"
-    )
+def unclaimed(tx: Connection) -> list[RowMapping]:
+    """What was fetched for a create and nobody registered, least recently used first: `id`, `size`, `used_at`."""
+    query = select(images.c.id, images.c.size, images.c.used_at).where(_UNCLAIMED, images.c.status == "available")
     return list(tx.execute(query.order_by(images.c.used_at)).mappings())
+
+
+def is_unclaimed(tx: Connection, image_id: str) -> bool:
+    """Was it fetched for a create, and is nobody's yet?"""
+    return tx.execute(select(images.c.id).where(images.c.id == image_id, _UNCLAIMED)).first() is not None
+
+
+def register(tx: Connection, image_id: str, **values: Any) -> bool:
+    """Make an unclaimed image somebody's, with what is asked of it; False if another command was first."""
+    query = update(images).where(images.c.id == image_id, _UNCLAIMED).values(registered=True, **values)
+    return tx.execute(query).rowcount == 1
 
 
 def change(tx: Connection, image_id: str, **values: Any) -> None:

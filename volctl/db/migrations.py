@@ -60,6 +60,11 @@ def cache_images(connection: Connection) -> None:
     tables.cached_images.create(connection, checkfirst=True)
 
 
+def registered_images(connection: Connection) -> None:
+    """Which images without a name were registered all the same."""
+    add_column(connection, tables.images.c.registered)
+
+
 MIGRATIONS: list[Callable[[Connection], None]] = [
     create_tables,
     index_status,
@@ -67,6 +72,7 @@ MIGRATIONS: list[Callable[[Connection], None]] = [
     cache_images,
     note_undescribed,
     fetched_images,
+    registered_images,
 ]
 VERSION = len(MIGRATIONS)
 

@@ -19,6 +19,11 @@ def ids(tx: Connection) -> set[str]:
     return set(tx.execute(select(parts.c.id)).scalars())
 
 
+def exists(tx: Connection, part_id: str) -> bool:
+    """Is it one still, or whole by now?"""
+    return tx.execute(select(parts.c.id).where(parts.c.id == part_id)).first() is not None
+
+
 def older(tx: Connection, before: str) -> list[RowMapping]:
     """Those that were begun before that time."""
     return list(tx.execute(select(parts).where(parts.c.created_at < before)).mappings())

@@ -112,6 +112,8 @@ images = Table(
     Column("mark", JSON(none_as_null=True)),
     Column("packed", String),
     Column("used_at", String),
+    # by `image add`, and not only fetched for a create; what has a name is, whatever this says
+    Column("registered", Boolean),
 )
 
 # files of the image store that are not yet whole: `ID.part`, which the next command for that URL goes on with

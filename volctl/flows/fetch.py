@@ -16,7 +16,7 @@ from volctl.db import events, images, parts
 from volctl.db import store as db
 from volctl.engine.running import Run
 from volctl.engine.task import Flow, Task
-from volctl.errors import ImageError, ImageTooBigError, NoSpaceError
+from volctl.errors import BackendError, ImageError, ImageTooBigError, NoSpaceError
 from volctl.flows.context import Context
 from volctl.flows.image import part_of, stored
 from volctl.images import checksums, gate, packed, signatures, store
@@ -126,7 +126,7 @@ def _receive(run: FetchRun, download: Download, fd: int, hashes: checksums.Hashe
     limit, length = _limit(run), download.position
     _check_room(run, download, limit)
     for piece in download.pieces():
-        if download.position != length:
+        if download.position != length or asdict(download.mark) != run.state.mark:
             _begin_again(run, download, fd)
             hashes.reset()
             _check_room(run, download, limit)
@@ -140,6 +140,8 @@ def _receive(run: FetchRun, download: Download, fd: int, hashes: checksums.Hashe
         if before // STEP != length // STEP:
             db.probe("fetched a piece")
         run.env.progress("fetch", length, download.total or 0)
+    if download.total not in (None, length):
+        raise BackendError(f"{run.state.url} ended after {length} of {download.total} bytes")
 
 
 def _begin_again(run: FetchRun, download: Download, fd: int) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @mutable
 class ReplaceState:
-    """`source_id` is the image that was fetched; it goes, unless it has a name (`copy`). `values` are of its row."""
+    """`source_id` is the image that was fetched; it goes, unless it is somebody's (`copy`). `values` are of its row."""
 
     image_id: str
     source_id: str
@@ -49,8 +49,7 @@ class CheckSourceTask(ReplaceTask):
         state = run.state
         with run.env.store.read() as tx:
             state.values = images.content(tx, state.source_id)
-            source = images.find(tx, state.source_id)
-        state.copy = source is not None and source.name is not None
+            state.copy = not images.is_unclaimed(tx, state.source_id)
 
 
 class ReplaceFileTask(ReplaceTask):

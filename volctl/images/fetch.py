@@ -24,8 +24,10 @@ ENOUGH = 64 * KiB  # of progress, for the tries to be counted anew
 AGAIN = (408, 425, 429, 500, 502, 503, 504)
 CLOSED = (401, 403, 407, 451)
 SETTLED = 60  # seconds after which a Last-Modified tells every change
-_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
-_UNSATISFIED = re.compile(r"bytes \*/(\d+)")
+_NUMBER = r"(\d{1,19})"
+_LENGTH = re.compile(_NUMBER)
+_RANGE = re.compile(f"bytes {_NUMBER}-{_NUMBER}/(?:{_NUMBER}|\\*)")
+_UNSATISFIED = re.compile(f"bytes \\*/{_NUMBER}")
 
 
 @record
@@ -53,6 +55,13 @@ class Mark:
             return {"If-None-Match": self.etag}
         return {"If-Modified-Since": self.modified} if self.modified else {}
 
+    def is_of(self, headers: Mapping[str, str]) -> bool:
+        """Does a part of the file come with the validator that bytes are put together by, and with no other?"""
+        etag, modified = headers.get("etag"), headers.get("last-modified")
+        if self.etag is None:
+            return etag is None and modified == self.modified
+        return etag == self.etag and modified in (None, self.modified)
+
 
 def _is_settled(modified: str, date: str | None) -> bool:
     then, now = _time(modified), _time(date)
@@ -64,7 +73,7 @@ def _time(text: str | None) -> datetime | None:
 
     try:
         found = parsedate_to_datetime(text) if text else None
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return found.replace(tzinfo=UTC) if found and found.tzinfo is None else found
 
@@ -89,9 +98,8 @@ class Download:
     unchanged: bool = False
     _exchange: Exchange | None = None
     _failures: int = 0
-    _since: int = 0
+    _counted: int = 0
     _held: Mark = field(default_factory=Mark)
-    _from: str = ""
 
     @classmethod
     def begin(
@@ -103,12 +111,15 @@ class Download:
         `AccessError`, `ImageError` for a web page, `BackendError` for a server that cannot be reached.
         """
         there = have if part is not None and part.strong else 0
-        made = cls(url, policy, part or Mark(), there, _since=there, _held=held or Mark(), _from=url)
+        made = cls(url, policy, part or Mark(), there, _counted=there, _held=held or Mark())
         made._persist(made._connect)
         return made
 
     def pieces(self) -> Iterator[bytes]:
-        """The rest, piece by piece; if `position` is 0 again, what was written before is void."""
+        """The rest, piece by piece; if `position` is 0 again, what was written before is void.
+
+        An empty piece comes when the connection is a new one: of a file that is empty now, no other may follow.
+        """
         while self._exchange is not None:
             try:
                 for piece in self._exchange.pieces():
@@ -118,11 +129,11 @@ class Download:
                     return
                 raise Broken(f"it ended after {self.position} of {self.total} bytes")
             except Broken as error:
-                if self.position - self._since >= ENOUGH:
-                    self._failures = 0
-                self._since = self.position
+                if self.position - self._counted >= ENOUGH:  # what is fetched again is no progress
+                    self._failures, self._counted = 0, self.position
                 self._failed(error)
                 self._persist(self._connect)
+            yield b""
 
     def close(self) -> None:
         if self._exchange is not None:
@@ -142,7 +153,7 @@ class Download:
         self._failures += 1
         if self._failures >= self.policy.attempts:
             tries = f"{self._failures} tries" if self._failures > 1 else "one try"
-            said = f"{self._from} could not be fetched, after {tries}: {error}"
+            said = f"{self.url} could not be fetched, after {tries}: {error}"
             resumable = self.position > 0 and self.mark.strong
             raise BackendError(said, hint="the next command goes on where this one stopped" if resumable else None)
         interrupt.pause(error.pause or PAUSE * 2 ** (self._failures - 1))
@@ -159,7 +170,7 @@ class Download:
         except (Broken, VolctlError):
             exchange.close()
             raise
-        self.url = exchange.url
+        self._held = Mark()  # whatever is asked from now on is about the file that this answer began
 
     def _judge(self, head: Head) -> None:
         if head.status == 304 and self._held != Mark():
@@ -171,7 +182,7 @@ class Download:
             self._judge_range(head)
         elif head.status == 200:
             self._refuse_page(head)
-            self.position, self.mark, self.total = 0, Mark.of(head.headers), _length(head.headers)
+            self.position, self.mark, self.total = 0, Mark.of(head.headers), self._announced(head)
         else:
             raise self._refusal(head)
 
@@ -188,24 +199,36 @@ class Download:
         raise self._from_the_beginning("it has fewer bytes than were fetched")
 
     def _judge_range(self, head: Head) -> None:
+        """A part of the same file, as long as it was, from `position` on: its end need not be the file's."""
+        if not self.position:
+            raise BackendError(f"{self.url}: the server sends a part of the file, and was asked for all of it")
         found = _RANGE.fullmatch(head.headers.get("content-range", ""))
-        same = head.headers.get("etag", self.mark.etag) == self.mark.etag
-        if not found or int(found[1]) != self.position or not same:
+        total = int(found[3]) if found and found[3] else self.total
+        if not found or total is None or not int(found[1]) == self.position <= int(found[2]) < total:
             raise self._from_the_beginning("it sent another part than it was asked for")
-        if found[3] != "*":
-            self.total = int(found[3])
+        if self.total not in (None, total) or not self.mark.is_of(head.headers):
+            raise self._from_the_beginning("it sent a part of another file")
+        self.total = total
 
     def _from_the_beginning(self, why: str) -> Broken:
         self.position, self.mark = 0, Mark()
         return Broken(why)
 
+    def _announced(self, head: Head) -> int | None:
+        text = head.headers.get("content-length")
+        if text is None or "transfer-encoding" in head.headers:
+            return None
+        if not _LENGTH.fullmatch(text):
+            raise BackendError(f"{self.url}: the server announces a length that is none, {text[:20]!r}")
+        return int(text)
+
     def _refuse_page(self, head: Head) -> None:
         kind = head.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind in ("text/html", "application/xhtml+xml"):
-            raise ImageError(f"{self._from} is a web page, not an image", hint="look at it in a browser")
+            raise ImageError(f"{self.url} is a web page, not an image", hint="look at it in a browser")
 
     def _refusal(self, head: Head) -> Exception:
-        said = f"{self._from}: the server answers {head.status}"
+        said = f"{self.url}: the server answers {head.status}"
         if head.status in AGAIN:
             return Broken(f"the server answers {head.status}", _pause(head.headers.get("retry-after")))
         if head.status in (404, 410):
@@ -213,11 +236,6 @@ class Download:
         if head.status in CLOSED:
             return AccessError(f"{said}, it wants to know who asks")
         return BackendError(said)
-
-
-def _length(headers: Mapping[str, str]) -> int | None:
-    text = headers.get("content-length", "")
-    return int(text) if text.isdecimal() and "transfer-encoding" not in headers else None
 
 
 def _pause(text: str | None) -> float:

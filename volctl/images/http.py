@@ -65,10 +65,10 @@ def check_url(url: str) -> str:
 
 
 class Exchange:
-    """A GET under way. `url` is where it was redirected to."""
+    """A GET under way."""
 
     def __init__(self, url: str, headers: Mapping[str, str], patience: float) -> None:
-        self.url = url
+        self._url = url
         self._headers = {"Accept-Encoding": "identity", "User-Agent": AGENT, **headers}
         self._patience = patience
         self._given: queue.Queue[Head | bytes | Exception] = queue.Queue(WAITING)
@@ -112,16 +112,16 @@ class Exchange:
         try:
             self._converse()
         except (LocationValueError, ValueError) as error:
-            self._give(UsageError(f"{self.url!r} is not a URL that can be fetched: {error}"))
+            self._give(UsageError(f"{self._url!r} is not a URL that can be fetched: {error}"))
         except (HTTPError, OSError) as error:
             self._give(_failure(error))
         except VolctlError as error:
             self._give(error)
 
     def _converse(self) -> None:
-        with _pool(self.url, self._patience) as pool:
+        with _pool(self._url, self._patience) as pool:
             response = pool.request(
-                "GET", self.url, headers=self._headers, redirect=False, preload_content=False, decode_content=False
+                "GET", self._url, headers=self._headers, redirect=False, preload_content=False, decode_content=False
             )
             headers = {name.lower(): value for name, value in response.headers.items()}
             self._give(Head(response.status, headers))
@@ -143,17 +143,29 @@ class Exchange:
 
 def get(url: str, headers: Mapping[str, str], patience: float) -> Exchange:
     """Ask for `url` and follow redirects. `patience` is how long nothing may come, in seconds."""
-    for _ in range(REDIRECTS + 1):
-        exchange = Exchange(url, headers, patience)
-        location = exchange.head.headers.get("location")
-        if exchange.head.status not in (301, 302, 303, 307, 308) or location is None:
-            return exchange
+    exchange, followed = Exchange(url, headers, patience), 0
+    while (location := _location(exchange.head)) is not None:
         exchange.close()
-        target = urljoin(url, location)
+        if followed == REDIRECTS:
+            raise BackendError(f"{url} was reached by {REDIRECTS} redirects, and redirects again")
+        url, exchange = _follow(url, location, headers, patience)
+        followed += 1
+    return exchange
+
+
+def _location(head: Head) -> str | None:
+    return head.headers.get("location") if head.status in (301, 302, 303, 307, 308) else None
+
+
+def _follow(url: str, location: str, headers: Mapping[str, str], patience: float) -> tuple[str, Exchange]:
+    """The target, and what it answers; a target that cannot be asked is the server's fault, not the user's."""
+    try:
+        target = check_url(urljoin(url, location.replace(" ", "%20")))
         if not is_url(target):
-            raise BackendError(f"{url} redirects to {target!r}, and only http and https are followed")
-        url = target
-    raise BackendError(f"{url} was reached by {REDIRECTS} redirects, and redirects again")
+            raise UsageError("only http and https are followed")
+        return target, Exchange(target, headers, patience)
+    except (ValueError, UsageError) as error:
+        raise BackendError(f"{url} redirects to {location!r}: {error}") from error
 
 
 def _pool(url: str, patience: float) -> urllib3.PoolManager:
@@ -192,7 +204,8 @@ def _failure(error: Exception) -> Exception:
         return BackendError(f"the server is not who it says it is: {said}", hint=hint)
     if isinstance(error, exceptions.NameResolutionError):
         return Broken(f"the name of the server cannot be resolved ({_said(error)})")
-    if isinstance(error, exceptions.TimeoutError):
+    # urllib3 has what the system says at once, such as a refused connection, among its timeouts, too
+    if isinstance(error, exceptions.TimeoutError) and not isinstance(error, exceptions.NewConnectionError):
         return Broken("nothing came in time")
     return Broken(f"the connection failed: {_said(error)}")
 

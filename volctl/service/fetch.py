@@ -18,7 +18,7 @@ from volctl.errors import BackendError, NotFoundError
 from volctl.flows.fetch import FetchState, boot
 from volctl.flows.image import ImageDeleteState, part_of, stored
 from volctl.flows.request import Ahead
-from volctl.images import checksums, peek, signatures, store
+from volctl.images import checksums, gate, peek, signatures, store
 from volctl.images.fetch import Download, Mark, Policy
 from volctl.model import GiB, Image, now
 from volctl.records import record
@@ -124,7 +124,7 @@ def _held(session: Session, wanted: Wanted) -> str | None:
     with session.store.read() as tx:
         rows, part = images.fetched_from(tx, wanted.url), parts.of(tx, wanted.url)
     found = _good(session, rows, wanted.proof)
-    if found is None or found["used_at"] < session.began:  # else somebody asked while this command waited
+    if found is None or not session.began <= found["used_at"] <= now():  # else somebody asked while this one waited
         download = session.env.downloads[wanted.url] = _begin(session, wanted.url, found, part)
         if found is None or not download.unchanged:
             return None
@@ -170,6 +170,9 @@ def _begin(session: Session, url: str, found: RowMapping | None, part: RowMappin
 def _check_proof(session: Session, found: RowMapping, wanted: Wanted) -> None:
     """What is asked of a copy that is held: it was fetched, perhaps, by a command that asked for nothing."""
     proof, path = wanted.proof, stored(session.env, found["id"])
+    if wanted.image_format != "auto":
+        with gate.open_image(str(path), declared=wanted.image_format, name=wanted.url):
+            pass
     expected = checksums.parse(proof.checksum) if proof.checksum else None
     if expected and expected.algorithm == "sha256":
         checksums.compare(wanted.url, expected, found["sha256"])
@@ -183,14 +186,18 @@ def _check_proof(session: Session, found: RowMapping, wanted: Wanted) -> None:
 
 
 def _fetch(session: Session, wanted: Wanted, locks: LockSet, keep: str | None = None) -> str:
-    """Run the flow; what it replaces goes, if nobody gave it a name. `keep` is the id of one that stays."""
+    """Run the flow; what it replaces goes, if nobody registered it. `keep` is the id of one that stays."""
+    download = session.env.downloads[wanted.url]
     with session.store.read() as tx:
         rows, part = images.fetched_from(tx, wanted.url), parts.of(tx, wanted.url)
+    if part and not download.position:  # of another version: no kill may leave its bytes with the mark of this one
+        _delete(session, part["id"], locks)
+        part = None
     image_id = part["id"] if part else str(uuid.uuid4())
     state = FetchState(
         image_id,
         wanted.url,
-        asdict(session.env.downloads[wanted.url].mark),
+        asdict(download.mark),
         wanted.image_format,
         wanted.size,
         wanted.proof.checksum,
@@ -198,38 +205,45 @@ def _fetch(session: Session, wanted: Wanted, locks: LockSet, keep: str | None = 
     )
     session.engine.start("image_fetch", state, object_id=image_id, locks=locks)
     for row in rows:
-        if row["name"] is None and row["id"] != keep:
-            _drop(session, row["id"], row["id"])
+        if row["id"] != keep:
+            _drop(session, row["id"])
     return image_id
 
 
-def _drop(session: Session, image_id: str, lock: str) -> bool:
-    """Delete a file of the store and its row, unless somebody uses it."""
-    locks = session.locks.try_acquire({lock: EXCLUSIVE})
+def _drop(session: Session, image_id: str, origin: str | None = None) -> bool:
+    """Delete an image, or what there is of the file at `origin`, unless somebody uses it or it is somebody's by now."""
+    locks = session.locks.try_acquire({lock_of(origin) if origin else image_id: EXCLUSIVE})
     if locks is None:
         return False
     with locks:
-        session.engine.start("image_delete", ImageDeleteState(image_id, True), object_id=image_id, locks=locks)
-    return True
+        with session.store.read() as tx:
+            there = parts.exists(tx, image_id) if origin else images.is_unclaimed(tx, image_id)
+        if there:
+            _delete(session, image_id, locks)
+    return there
+
+
+def _delete(session: Session, image_id: str, locks: LockSet) -> None:
+    session.engine.start("image_delete", ImageDeleteState(image_id, True), object_id=image_id, locks=locks)
 
 
 def _drop_old_parts(session: Session, days: float = PART_DAYS) -> int:
     before = (datetime.now(UTC) - timedelta(days=days)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     with session.store.read() as tx:
         old = parts.older(tx, before)
-    return sum(_drop(session, part["id"], lock_of(part["origin"])) for part in old)
+    return sum(_drop(session, part["id"], part["origin"]) for part in old)
 
 
 def _trim(session: Session) -> int:
     """Within the limits of `[image_cache]`, least recently used first: only what was fetched for a create."""
     limits = session.env.config.image_cache
     with session.store.read() as tx:
-        rows = images.nameless(tx)
+        rows = images.unclaimed(tx)
     count, size, dropped = len(rows), sum(row["size"] for row in rows), 0
     for row in rows:
         if count - dropped <= limits["max_count"] and size <= limits["max_gigabytes"] * GiB:
             break
-        if _drop(session, row["id"], row["id"]):
+        if _drop(session, row["id"]):
             dropped, size = dropped + 1, size - row["size"]
     return dropped
 
@@ -237,11 +251,11 @@ def _trim(session: Session) -> int:
 def prune(session: Session, *, all_: bool = False) -> int:
     """Drop what was fetched for a create and is of no use: above the limits, or never fetched to its end.
 
-    With `all_` whatever has no name and nobody uses. How many files that were.
+    With `all_` whatever nobody registered and nobody uses. How many files that were.
     """
     dropped = _drop_old_parts(session, days=0 if all_ else PART_DAYS)
     if not all_:
         return dropped + _trim(session)
     with session.store.read() as tx:
-        rows = images.nameless(tx)
-    return dropped + sum(_drop(session, row["id"], row["id"]) for row in rows)
+        rows = images.unclaimed(tx)
+    return dropped + sum(_drop(session, row["id"]) for row in rows)

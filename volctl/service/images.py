@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from typing import Any, Literal
+from typing import Literal
 
 from volctl.db import events, images, volumes
 from volctl.engine.locks import EXCLUSIVE
@@ -70,22 +70,28 @@ def _added(session: Session, state: ImageState) -> Image:
 
 
 def _add_fetched(session: Session, state: ImageState, wanted: fetch.Wanted) -> Image:
-    """What was fetched gets the name; a copy of it, if it has one already."""
+    """What was fetched is registered; a copy of it, if it is already, and not as it is asked for."""
     with session.store.read() as tx:
         check_free(tx, state.name)
     with fetch.image_of(session, wanted) as found:
-        if found.name is None and state.name is not None:
-            values: Json = {"name": state.name, "min_disk": state.min_disk, "properties": state.properties}
-            with session.rows() as tx:
-                check_free(tx, state.name)
-                images.change(tx, found.id, **values)
-                events.add(tx, "image.add", found.id, str(uuid.uuid4()), {"location": found.location})
+        if _registered(session, state, found):
             return show(session, found.id)
-        if state.name is None:
-            return found
         state.location, state.copy = found.location, True
         state.opened = {"path": found.location, "declared": found.format, "checksum": None, "allow_device": False}
         return _added(session, state)
+
+
+def _registered(session: Session, state: ImageState, found: Image) -> bool:
+    """Make it somebody's; done already if no name is asked for, and nothing else than it has."""
+    asked: Json = {"name": state.name, "min_disk": state.min_disk, "properties": state.properties}
+    with session.rows() as tx:
+        check_free(tx, state.name)
+        if images.register(tx, found.id, **asked):
+            events.add(tx, "image.add", found.id, str(uuid.uuid4()), {"location": found.location})
+            return True
+        present = refs.image(tx, found.id)
+    same = (state.min_disk, state.properties) in ((0, {}), (present.min_disk, present.properties))
+    return state.name is None and same
 
 
 def _volume_location(session: Session, state: ImageState) -> None:
@@ -140,23 +146,30 @@ def refresh(session: Session, ref: str) -> Image:
         before = images.internals(tx, found.id)["identity"]
     if found.origin is not None:
         fetch.renew(session, found)
+    # What is read and what the row says of it belong together: another refresh may change both.
+    with session.locked({found.id: EXCLUSIVE}):
+        values = _present(session, found, before)
+        with session.rows() as tx:
+            images.change(tx, found.id, status=Status.AVAILABLE, **values)
+            events.add(tx, "image.refresh", found.id, str(uuid.uuid4()), {"location": found.location})
+    image_cache.forget(session, before)
+    return show(session, found.id)
+
+
+def _present(session: Session, found: Image, before: Json) -> Json:
+    """What is at an image's location now, as its row says it; `before`: the file's identity as it was known."""
     if found.location.startswith(refs.VOLUME_SCHEME):
         with session.store.read() as tx:
             size = volumes.get(tx, found.location.removeprefix(refs.VOLUME_SCHEME)).size
-        values: dict[str, Any] = {"size": size, "virtual_size": size}
-    else:
-        was_device = before.get("size") == 0
-        image = session.env.image(found.location, "auto", None, was_device)
-        values = {"format": image.format, "size": image.file_size, "virtual_size": image.virtual_size}
-        with session.store.read() as tx:
-            present = images.internals(tx, found.id)["identity"]
-        if image.identity != present:  # no longer what was unpacked or hashed
-            values |= {"identity": image.identity, "sha256": image.sha256, "origin": None, "packed": None}
-    with session.rows() as tx:
-        images.change(tx, found.id, status=Status.AVAILABLE, **values)
-        events.add(tx, "image.refresh", found.id, str(uuid.uuid4()), {"location": found.location})
-    image_cache.forget(session, before)
-    return show(session, found.id)
+        return {"size": size, "virtual_size": size}
+    was_device = before.get("size") == 0
+    image = session.env.image(found.location, "auto", None, was_device)
+    values: Json = {"format": image.format, "size": image.file_size, "virtual_size": image.virtual_size}
+    with session.store.read() as tx:
+        known = images.internals(tx, found.id)["identity"]
+    if image.identity != known:  # no longer what was unpacked or hashed
+        values |= {"identity": image.identity, "sha256": image.sha256, "origin": None, "packed": None}
+    return values
 
 
 def save(

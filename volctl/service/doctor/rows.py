@@ -189,7 +189,7 @@ class StoredAlone(Difference):
 
     def look(self, session: Session) -> bool:
         with session.store.read() as tx:
-            known = images.find(tx, self.id or "") is not None or self.id in parts.ids(tx)
+            known = images.find(tx, self.id or "") is not None or parts.exists(tx, self.id or "")
         self.problem, self.fix = f"{self.object} in the image store belongs to no image", "delete it"
         return stored(session.env, self.object).exists() and not known and not worked_on(session, self.id)
 
