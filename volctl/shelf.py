@@ -16,7 +16,7 @@ from pathlib import Path
 from volctl import files
 from volctl.adoption import Adoption, Found
 from volctl.backend import Attached, Backend, Info, Listing, Problem, Setup, Stats, check_options
-from volctl.errors import BackendError, ConflictError, ExistsError, InUseError, NotFoundError, UsageError
+from volctl.errors import AccessError, BackendError, ConflictError, ExistsError, InUseError, NotFoundError, UsageError
 from volctl.model import Object
 from volctl.records import record
 
@@ -133,7 +133,7 @@ def _info(file: os.stat_result) -> Info:
 
 @record
 class ShelfAdoption(Adoption):
-    """Files of the directory. Undone halfway, a file may have both names for a moment."""
+    """Files of the directory. Let go of halfway, a file may have both names for a moment."""
 
     shelf: Shelf
 
@@ -174,6 +174,9 @@ class ShelfAdoption(Adoption):
             raise UsageError(f"{name} has {found.st_nlink} names: its bytes are somebody else's, too")
         if self._is_ours(name):
             raise UsageError(f"{name} is volctl's own")
+        if not os.access(name, os.W_OK, dir_fd=place.fd, effective_ids=True):  # to rename it would be allowed
+            said = f"user {os.geteuid()} may not write to {name} in {place.path}, and could not mark it"
+            raise AccessError(said, hint=f"make it this user's first: chown {os.geteuid()} {place.path / name}")
 
     def _is_ours(self, name: str) -> bool:
         """Does a listing take it for what work leaves, or for part of something, whatever it is?"""
@@ -195,8 +198,8 @@ class ShelfAdoption(Adoption):
                 if not _same(place, volume.name, name):
                     if place.stat(name) is not None:
                         raise ExistsError(f"there is a file {name} in {place.path} already")
-                    place.link(volume.name, name)
-                place.remove(volume.name)
+                    _name(place, volume.name, name)
+            place.remove(volume.name)  # its second name, and what was kept beside it
             _must_be(place, name)
             with place.existing(name) as fd:
                 files.forget(fd)
@@ -231,6 +234,17 @@ def _is(directory: str, place: files.Place) -> bool:
 def _same(place: files.Place, name: str, other: str) -> bool:
     one, two = place.stat(name), place.stat(other)
     return one is not None and two is not None and os.path.samestat(one, two)
+
+
+def _name(place: files.Place, name: str, other: str) -> None:
+    """Give the file `name` the free name `other`: by a link, which replaces nothing, where one may be made.
+
+    Not of somebody else's file (proc(5), protected_hardlinks), nor where the file system has none.
+    """
+    try:
+        place.link(name, other)
+    except PermissionError:
+        place.replace(name, other)
 
 
 def _must_be(place: files.Place, name: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Cli, MiB, qemu_img
-from tests.conftest import IS_ROOT, Volctl
+from tests.conftest import IS_ROOT, NOBODY, Volctl
 
 
 @pytest.fixture
@@ -307,3 +307,29 @@ def test_a_cached_image_is_not_adopted(cli: Cli) -> None:
     cli("create", "v", "--from-image", "disk.raw")
     (entry,) = cli.json("image", "cache", "list")
     assert "cache" in cli.refused(5, "conflict", "adopt", "q", f"image-{entry['id']}", "w")["message"]
+
+
+@pytest.mark.root
+def test_a_file_that_one_may_rename_but_not_mark_is_left(as_user: Volctl) -> None:
+    """Of somebody else, in a directory of ours: it could neither become a volume nor have its name back."""
+    as_user("create", "other", "--size", "1M")
+    thing = as_user.state / "volumes" / "thing.raw"
+    thing.write_bytes(bytes(MiB))
+    thing.chmod(0o644)
+    before = marks(thing)
+    assert "chown" in as_user("adopt", "local", "thing.raw", "mine", status=9).err
+    assert marks(thing) == before
+    assert [volume["name"] for volume in as_user("list", "--json").json()] == ["other"]
+    os.chown(thing, NOBODY, NOBODY)
+    as_user("adopt", "local", "thing.raw", "mine")
+
+
+@pytest.mark.root
+def test_a_volume_whose_file_became_somebody_elses_has_its_name_back(as_user: Volctl) -> None:
+    """The kernel lets nobody link another's file; to rename it is allowed."""
+    as_user("create", "v", "--size", "1M")
+    file = Path(as_user("path", "v").out.strip())
+    os.chown(file, 0, 0)
+    file.chmod(0o644)
+    path = Path(as_user("release", "v", "--json").json()["path"])
+    assert path.name == "v" and path.stat().st_size == MiB and not file.exists()

@@ -278,6 +278,49 @@ def test_a_revert_that_wrote_nothing_is_undone_unless_one_before_it_died(rig: Ri
     assert rig.fault("src") == ("backend", "the snapshot is lost")
 
 
+# -- adopt
+
+
+@pytest.mark.parametrize("way", ["undo fails", "another version"])
+def test_what_was_adopted_halfway_is_never_an_orphan(rig: Rig, way: str) -> None:
+    """It is somebody's: without a row, or with that of a failed create, doctor would delete it."""
+    thing = rig.pools["a"] / "thing.raw"
+    thing.write_bytes(content := bytes(range(256)) * 4096)
+    if way == "undo fails":
+        change = {"flow": "volume_adopt", "task": "TakeTask", "half": "revert", "error": "permission"}
+        rig.order("a", describe="broken")
+        rig.run("adopt", "a", "thing.raw", "v", inject=[change], status=8)
+        rig.order("a")
+        assert rig.fault("v") == ("backend", "broken")
+    else:
+        change = {"flow": "volume_adopt", "task": "FinishAdoptTask", "insert": "TaskOfAnotherVersionTask"}
+        rig.run("adopt", "a", "thing.raw", "v", inject=[change], signals={"after TakeTask": 9}, status=KILLED)
+    (flow,) = [row for row in rig.flows() if row["ended_at"] is None]
+    rig.run("flow", "abandon", flow["id"], "-y", status=0)
+    assert rig.there("v")["status"] == "error" and not thing.exists()
+    rig.run("doctor", "--fix", "-y", status=0)
+    assert rig.file("v").read_bytes() == content
+    rig.run("release", "v", status=0)
+    assert (rig.pools["a"] / "v").read_bytes() == content
+    rig.mark_foreign()
+    assert rig.check() == []
+
+
+def test_an_adopt_that_was_stuck_gives_the_file_back(rig: Rig) -> None:
+    thing = rig.pools["a"] / "thing.raw"
+    thing.write_bytes(content := bytes(range(256)) * 4096)
+    change = {"flow": "volume_adopt", "task": "TakeTask", "half": "revert", "error": "permission"}
+    rig.order("a", describe="broken")
+    rig.run("adopt", "a", "thing.raw", "v", inject=[change], status=8)
+    rig.order("a")
+    due(rig)
+    rig.run("list", status=0)
+    assert thing.read_bytes() == content
+    rig.run("delete", "v", "-y", status=0)
+    rig.mark_foreign()
+    assert thing.read_bytes() == content and rig.check() == []
+
+
 # -- another version's flows
 
 

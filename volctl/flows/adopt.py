@@ -17,7 +17,7 @@ from volctl.engine import journal
 from volctl.engine.running import Run
 from volctl.engine.task import Flow, Task
 from volctl.errors import ConflictError, ExistsError, ImageError, MissingError
-from volctl.flows import about
+from volctl.flows import about, fault
 from volctl.flows.context import Context
 from volctl.flows.delete import check_deletable, check_holders
 from volctl.flows.refs import VOLUME_SCHEME
@@ -86,7 +86,11 @@ class CheckAdoptTask(AdoptTask):
         events.add(tx, "volume.status", state.volume_id, run.request, {"from": None, "to": Status.CREATING})
 
     def unrecord(self, tx: Connection, run: AdoptRun) -> None:
-        volumes.remove(tx, run.state.volume_id)
+        """Without a row, what could not be given back would be an orphan, and somebody's bytes deleted."""
+        if any(line.state == journal.FAILED for line in journal.lines(tx, run.id)):
+            fault.keep(tx, run, (Status.CREATING,), Status.ERROR)
+        else:
+            volumes.remove(tx, run.state.volume_id)
 
 
 class TakeTask(AdoptTask):
@@ -247,6 +251,7 @@ def _as_row(run: AdoptRun) -> Json:
         "source_kind": SourceKind.IMAGE,
         "source_name": state.path,
         "requested": {"size": state.size, "type": None, "source": [SourceKind.IMAGE, state.path]},
+        "available_at": now(),  # it holds something from the first: in `error` it is not what a failed create left
     }
 
 
