@@ -16,10 +16,10 @@
 
 Files in the directory, so that a test can change them while other processes run:
 
-- `fail`: {"create": "the message", "clone": {"error": "no_space", "message": "…", "times": 2,
+- `fail`: {"create": "the message", "clone": {"error": "no_space", "message": "…", "skip": 1, "times": 2,
   "after": true, "pause": 0.5, "untouched": true}}; all parts optional; `error` is a code of volctl.errors
-  (default `backend`), `after` fails when the work is done, `pause` waits first; but for `times` and `after`
-  alone, it only waits.
+  (default `backend`), `skip` lets so many calls pass, `after` fails when the work is done, `pause` waits
+  first; but for those and `times` alone, it only waits.
 - `stats`: {"free": 0, "data_percent": 96.5} replaces parts of `Stats`; null is unknown, Infinity is.
 - `device-<id>`, `device-ro-<id>`: the device of an attached volume, a link to its file; a reboot unlinks it.
 - `calls`: one line of JSON for every call: {"call": "clone", "objects": ["volume-…", "volume-…"]}.
@@ -253,19 +253,20 @@ def _count_down(fd: int, call: str) -> dict[str, Any]:
     order = orders.get(call, {})
     if not isinstance(order, dict):
         return {"message": order}
-    if "times" in order:
-        if order["times"] <= 0:
+    skipped = order.get("skip", 0) > 0
+    if (counter := "skip" if skipped else "times") in order:
+        if order[counter] <= 0:
             return {}
-        orders[call] = order | {"times": order["times"] - 1}
+        orders[call] = order | {counter: order[counter] - 1}
         text = json.dumps(orders).encode()
         os.pwrite(fd, text, 0)
         os.ftruncate(fd, len(text))
-    return order
+    return {} if skipped else order
 
 
 def _obey(order: dict[str, Any], call: str) -> None:
     interrupt.pause(order.get("pause", 0))
-    if order and order.keys() - {"times", "after"} != {"pause"}:
+    if order and order.keys() - {"skip", "times", "after"} != {"pause"}:
         code = order.get("error", "backend")
         error = _errors(errors.VolctlError)[code](order.get("message", f"{call} was ordered to fail"))
         error.untouched = order.get("untouched", False)

@@ -167,10 +167,10 @@ def test_what_must_be_completed_is_completed_by_the_next_command(rig: Rig, what:
 
 
 @pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("look", [{"pause": 7}, "broken"])
+@pytest.mark.parametrize("look", [{"pause": 7}, {"message": "broken"}])
 def test_an_extend_that_a_signal_ends_says_so_whatever_is_seen_then(rig: Rig, look: Any, after: bool) -> None:
     """Its look for what was done may fail, or last too long: then the next command completes it."""
-    rig.order("a", extend={"pause": 60, "after": after}, inspect=look)
+    rig.order("a", extend={"pause": 60, "after": after}, inspect={"skip": 1} | look)
     pid = rig.start("extend", "src", "5M")
     wait_for(lambda: '"extend"' in (rig.pools["a"] / "calls").read_text().splitlines()[-1])
     os.kill(pid, signal.SIGTERM)

@@ -229,7 +229,7 @@ def test_an_extend_that_is_half_done_is_in_error_and_then_completed(rig: Rig) ->
 
 def test_an_extend_that_got_stuck_and_then_turns_out_untouched(rig: Rig) -> None:
     """First nobody can tell the size; at the next try it is the old one, and there is no room: undone."""
-    rig.order("a", extend="broken", inspect="broken too")
+    rig.order("a", extend="broken", inspect={"skip": 1, "message": "broken too"})
     rig.run("extend", "src", "5M", status=8)
     assert rig.fault("src") == ("backend", "broken"), "not why nobody could look"
     rig.order("a", extend={"error": "no_space", "message": "full"})
@@ -242,7 +242,7 @@ def test_an_extend_that_got_stuck_and_then_turns_out_untouched(rig: Rig) -> None
 @pytest.mark.parametrize("untouched", [False, True])
 def test_an_extend_that_is_stuck_is_not_forgotten_when_the_volume_is_detached(rig: Rig, untouched: bool) -> None:
     rig.run("attach", "src", status=0)
-    rig.order("a", extend="broken", inspect="broken too")
+    rig.order("a", extend="broken", inspect={"skip": 1, "message": "broken too"})
     rig.run("extend", "src", "5M", status=8)
     rig.order("a")
     rig.run("detach", "src", status=0)

@@ -12,7 +12,7 @@ from volctl.db.quotas import Usage
 from volctl.engine.running import Run
 from volctl.engine.task import Direction, Flow, Task
 from volctl.errors import ConflictError, NoBackendError, UsageError, VolctlError
-from volctl.flows import fault, pools
+from volctl.flows import fault, pools, sizes
 from volctl.flows.context import Context
 from volctl.flows.delete import check_holders
 from volctl.model import MAX_SIZE, Json, Object, Status, format_size, round_up
@@ -77,6 +77,7 @@ class CheckExtendTask(ExtendTask):
         wanted = state.size + volume.size if state.by else state.size
         state.size, state.by = round_up(wanted, backend.capabilities.granule), False
         _check_size(state)
+        _check_there(backend, state)
 
     def record(self, tx: Connection, run: ExtendRun) -> None:
         state = run.state
@@ -147,6 +148,16 @@ def _check_size(state: ExtendState) -> None:
     _, high = size_bounds(state.specs)
     if high is not None and state.size > high:
         raise UsageError(f"type {state.type!r} takes volumes of at most {format_size(high)}")
+
+
+def _check_there(backend: Backend, state: ExtendState) -> None:
+    """Cut, its tail would become zeros; that somebody grew it is no harm, but it cannot shrink."""
+    there = sizes.found(backend, state.object, state.before)
+    if there < state.before:
+        raise sizes.differs(state.object, there, state.before)
+    if there > state.size:
+        said = f"{state.object.name} has {there} bytes already, more than the {state.size} asked for"
+        raise ConflictError(said, hint=sizes.ADVICE, volume=state.volume_id)
 
 
 def _check_room(tx: Connection, run: ExtendRun) -> None:

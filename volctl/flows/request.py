@@ -18,7 +18,7 @@ from volctl.errors import (
     NotFoundError,
     UsageError,
 )
-from volctl.flows import pools, refs
+from volctl.flows import pools, refs, sizes
 from volctl.flows.context import Context
 from volctl.flows.create import CreateState
 from volctl.flows.words import description, properties, usage
@@ -73,7 +73,7 @@ def resolve(env: Context, state: CreateState, ahead: Ahead | None = None) -> Non
         volume, wanted, least = _source(tx, state)
         state.hints = _hints(tx, state.project, request.hints)
     if volume is not None:
-        _clone(env, state, request, volume)
+        _clone(env, state, request, volume, least)
     image_type, min_disk = _image(env, state, request) if ahead is None else _ahead(state, ahead)
     least = max(least, min_disk)
     with env.store.read() as tx:
@@ -152,8 +152,8 @@ def _snapshot(tx: Connection, state: CreateState) -> tuple[str | None, int]:
     return origin["type"], snapshot.size
 
 
-def _clone(env: Context, state: CreateState, request: CreateRequest, volume: Volume) -> None:
-    """Where the source is, that it holds still, and what a copy of it writes."""
+def _clone(env: Context, state: CreateState, request: CreateRequest, volume: Volume, size: int) -> None:
+    """Where the source is, that it holds still and has its `size`, and what a copy of it writes."""
     backend = env.backends.get(volume.backend)
     state.source_backend = volume.backend
     stays = request.backend in (None, volume.backend) and backend.capabilities.constant_time_clone
@@ -161,6 +161,7 @@ def _clone(env: Context, state: CreateState, request: CreateRequest, volume: Vol
     if not snapshot:
         check_still(env, volume, stays=stays)
     source = Object("snap", state.source["id"]) if snapshot else Object("volume", volume.id)
+    sizes.check(backend, source, size)
     found = None if stays else backend.inspect(source)
     state.physical = found.allocated if found else 0
 

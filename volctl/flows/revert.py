@@ -8,7 +8,7 @@ from volctl.db import events, snapshots, volumes
 from volctl.engine.running import Run
 from volctl.engine.task import Direction, Flow, Task
 from volctl.errors import ConflictError, UsageError, VolctlError
-from volctl.flows import about, fault
+from volctl.flows import about, fault, sizes
 from volctl.flows.context import Context
 from volctl.flows.delete import check_holders
 from volctl.model import Json, Object, Status
@@ -40,7 +40,7 @@ class RevertTask(Task[Context, RevertState]):
 
 
 class CheckRevertTask(RevertTask):
-    """The volume is available and free, the snapshot is its own and available; then status `reverting`."""
+    """The volume is available and free, the snapshot its own, available and whole; then status `reverting`."""
 
     def gather(self, run: RevertRun) -> None:
         state = run.state
@@ -55,6 +55,7 @@ class CheckRevertTask(RevertTask):
         if snapshot.status is not Status.AVAILABLE:
             raise ConflictError(f"snapshot {snapshot.label} is {snapshot.status}, not available")
         check_holders(run.env, volume)
+        sizes.check(run.env.backends.get(volume.backend), Object("snap", snapshot.id), snapshot.size)
         state.size, state.backend = volume.size, volume.backend
 
     def record(self, tx: Connection, run: RevertRun) -> None:

@@ -10,7 +10,7 @@ from volctl.db.quotas import Usage
 from volctl.engine.running import Run
 from volctl.engine.task import Flow, Task
 from volctl.errors import ConflictError, ExistsError
-from volctl.flows import about, fault
+from volctl.flows import about, fault, sizes
 from volctl.flows.context import Context
 from volctl.flows.request import check_still
 from volctl.model import Json, Object, Status, now
@@ -50,7 +50,7 @@ class SnapshotTask(Task[Context, SnapshotState]):
 
 
 class CheckSnapshotTask(SnapshotTask):
-    """The name is free, the volume is available (or in use, where the backend clones in no time)."""
+    """The name is free, the volume is whole and available (or in use, where the backend clones in no time)."""
 
     def gather(self, run: SnapshotRun) -> None:
         state, env = run.state, run.env
@@ -60,7 +60,9 @@ class CheckSnapshotTask(SnapshotTask):
             volume = volumes.get(tx, state.volume_id)
         if volume.status not in (Status.AVAILABLE, Status.IN_USE):
             raise ConflictError(f"volume {volume.label} is {volume.status}, not available", volume=volume.id)
-        check_still(env, volume, stays=env.backends.get(volume.backend).capabilities.constant_time_clone)
+        backend = env.backends.get(volume.backend)
+        check_still(env, volume, stays=backend.capabilities.constant_time_clone)
+        sizes.check(backend, Object("volume", volume.id), volume.size)
         state.size, state.type, state.backend = volume.size, volume.type, volume.backend
         state.bootable, state.volume_properties = volume.bootable, volume.properties
 

@@ -1,0 +1,63 @@
+"""An object that somebody cut or grew: its size differs from its row's, and no command hides or spreads that."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Cli, MiB
+
+
+@pytest.fixture(params=["loop", "qcow2"])
+def pool(request: pytest.FixtureRequest, cli: Cli) -> str:
+    """A volume `v` of 10 MiB with a snapshot `s`."""
+    kind: str = request.param
+    cli.configure(f'[[backend]]\nname = "b"\nkind = "{kind}"\ndirectory = "{cli.home}/b"\n')
+    cli("backend", "init", "b", "--yes")
+    cli.volume("v", "--size", "10M")
+    cli("snapshot", "create", "v", "s")
+    return kind
+
+
+def resize(kind: str, file: Path, size: int) -> None:
+    if kind == "loop":
+        os.truncate(file, size)
+        return
+    with file.open("r+b") as disk:
+        disk.seek(24)
+        disk.write(size.to_bytes(8))
+
+
+@pytest.mark.parametrize("size", [0, MiB, 30 * MiB])
+def test_a_snapshot_of_another_size_is_not_read(size: int, pool: str, cli: Cli) -> None:
+    snapshot = cli.home / "b" / f"snap-{cli.json('snapshot', 'show', 's')['id']}"
+    resize(pool, snapshot, size)
+    for words in (["revert", "v", "s", "--yes"], ["create", "c", "--from-snapshot", "s"]):
+        error = cli.refused(8, "backend", *words)
+        assert error["message"] == f"{snapshot.name} has {size} bytes, its row says {10 * MiB}"
+        assert "doctor" in error["hint"]
+
+
+@pytest.mark.parametrize("size", [0, MiB, 30 * MiB])
+def test_a_volume_of_another_size_is_not_read(size: int, pool: str, cli: Cli) -> None:
+    resize(pool, cli.file("v"), size)
+    for words in (["snapshot", "create", "v", "t"], ["create", "c", "--from-volume", "v"]):
+        message = cli.refused(8, "backend", *words)["message"]
+        assert message == f"{cli.file('v').name} has {size} bytes, its row says {10 * MiB}"
+
+
+def test_a_volume_that_was_cut_is_not_extended(pool: str, cli: Cli) -> None:
+    resize(pool, cli.file("v"), MiB)
+    cli.refused(8, "backend", "extend", "v", "20M")
+    (found,) = cli.json("doctor", status=12)
+    assert found["kind"] == "volume_object"
+
+
+def test_a_volume_that_somebody_grew_is_extended_to_what_it_has_or_more(pool: str, cli: Cli) -> None:
+    resize(pool, cli.file("v"), 30 * MiB)
+    assert "doctor" in cli.refused(5, "conflict", "extend", "v", "20M")["hint"]
+    cli("doctor", "--fix", "--yes")
+    assert cli.json("show", "v")["size"] == 30 * MiB
+    assert cli.json("extend", "v", "40M")["size"] == 40 * MiB
