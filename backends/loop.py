@@ -22,7 +22,7 @@ from functools import cached_property
 
 from volctl import files
 from volctl.backend import Attached, Capabilities, Progress, Setup, Target
-from volctl.errors import BackendError, ConfigError
+from volctl.errors import BackendError, ConfigError, Failure
 from volctl.files import loopdev
 from volctl.files.device import SECTOR_SIZES, BlockDevice
 from volctl.model import Object
@@ -133,8 +133,13 @@ class Loop(Shelf):
 
     def revert(self, volume: Object, snapshot: Object, size: int) -> None:
         """The volume's file is replaced by another inode, in one step, with the owner and mode it had."""
-        with self._directory.opened(f"revert {volume.name} to {snapshot.name}") as place:
-            with place.existing(volume.name) as old, place.existing(snapshot.name) as original:
+        doing = f"revert {volume.name} to {snapshot.name}"
+        with self._directory.opened(doing) as place:
+            with (
+                _only_whole(place, _reverting(volume), doing),
+                place.existing(volume.name) as old,
+                place.existing(snapshot.name) as original,
+            ):
                 had = os.fstat(old)
                 ownership = files.Ownership(had.st_uid, had.st_gid, had.st_mode & 0o7777)
                 with place.fresh(_reverting(volume), ownership) as fd:
@@ -205,6 +210,18 @@ def _fits(device: BlockDevice, read_only: bool, sector_size: int | None) -> bool
 
 def _attached(device: BlockDevice) -> Attached:
     return Attached(str(device.node), device.read_only, device.sector_size)
+
+
+@contextmanager
+def _only_whole(place: files.Place, name: str, doing: str) -> Iterator[None]:
+    """Inside, a file is made that is to replace another: if that fails it is gone again, and nothing was touched."""
+    try:
+        with files.translated(f"{doing} in {place.path}"):
+            yield
+    except Failure as error:
+        place.remove(name)
+        error.untouched = True
+        raise
 
 
 def _reverting(volume: Object) -> str:

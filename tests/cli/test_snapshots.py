@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tests.cli.conftest import Cli, MiB, zeros
+from tests.conftest import tmpfs
 
 FIELDS = ["id", "name", "project", "volume_id", "size", "status", "fault", "properties", "created_at"]
 
@@ -135,3 +138,21 @@ def test_a_snapshot_that_fails_is_an_error_and_can_be_deleted(cli: Cli) -> None:
     assert cli.json("show", "v")["status"] == "available"
     cli("snapshot", "delete", "s", "--yes")
     assert cli.quota()["snapshots"]["in_use"] == 0
+
+
+def test_a_revert_for_which_there_is_no_room_changes_nothing(cli: Cli, tmp_path: Path) -> None:
+    with tmpfs(tmp_path / "small", "12M") as place:
+        cli.configure(f'[[backend]]\nname = "small"\nkind = "loop"\ndirectory = "{place}/pool"\n')
+        cli("backend", "init", "small", "--yes")
+        cli.volume("v", "--size", "5M")
+        cli.fill("v", b"old" * MiB)
+        cli("snapshot", "create", "v", "s")
+        cli.fill("v", b"new" * MiB)
+        (place / "else").write_bytes(bytes(5 * MiB))
+        there = sorted(place.rglob("*"))
+        cli.error(6, "no_space", "revert", "v", "s", "--yes")
+        assert sorted(place.rglob("*")) == there
+        assert cli.json("show", "v")["status"] == "available"
+        assert cli.file("v").read_bytes()[: 3 * MiB] == b"new" * MiB
+        cli("snapshot", "delete", "s", "--yes")
+        assert cli.json("doctor") == []

@@ -278,6 +278,17 @@ def test_a_revert_that_wrote_nothing_is_undone_unless_one_before_it_died(rig: Ri
     assert rig.fault("src") == ("backend", "the snapshot is lost")
 
 
+def test_a_snapshot_that_a_revert_has_yet_to_read_is_kept(rig: Rig) -> None:
+    rig.order("a", revert="broken")
+    rig.run("revert", "src", "snap", "-y", status=8)
+    for words in ("snapshot delete snap -y", "delete src --cascade -y"):
+        assert f"flow retry {rig.stuck()['id']}" in rig.run(*words.split(), status=5).err
+    rig.run("delete", "src", "--cascade", "--force", "-y", status=0)
+    rig.order("a")
+    due(rig)
+    assert rig.check() == []
+
+
 # -- adopt
 
 

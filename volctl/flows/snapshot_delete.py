@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeAlias
 
 from volctl.db import events, snapshots
+from volctl.engine import journal
 from volctl.engine.running import Run
 from volctl.engine.task import Direction, Flow, Task
 from volctl.errors import ConflictError
-from volctl.flows import fault
+from volctl.flows import fault, revert
 from volctl.flows.context import Context
-from volctl.model import Json, Object, Status
+from volctl.model import Json, Object, Snapshot, Status
 from volctl.records import mutable
 
 if TYPE_CHECKING:
@@ -40,13 +41,17 @@ class SnapshotDeleteTask(Task[Context, SnapshotDeleteState]):
 
 
 class CheckSnapshotDeleteTask(SnapshotDeleteTask):
-    """Refuses the wrong status; then status `deleting`."""
+    """Refuses the wrong status, and what a revert has yet to read; then status `deleting`."""
 
     def gather(self, run: SnapshotDeleteRun) -> None:
         with run.env.store.read() as tx:
             snapshot = snapshots.get(tx, run.state.snapshot_id)
+            reader = _unfinished_revert(tx, snapshot)
         if snapshot.status not in DELETABLE:
             raise ConflictError(f"snapshot {snapshot.label} is {snapshot.status}")
+        if reader is not None and not run.state.force:  # with it, the volume is deleted next
+            said = f"flow {reader} has yet to make its volume read as snapshot {snapshot.label}"
+            raise ConflictError(said, hint=f"volctl flow retry {reader}, or volctl flow abandon {reader}")
         run.state.status = snapshot.status
 
     def record(self, tx: Connection, run: SnapshotDeleteRun) -> None:
@@ -78,6 +83,14 @@ class DeleteSnapshotEntryTask(SnapshotDeleteTask):
     def record(self, tx: Connection, run: SnapshotDeleteRun) -> None:
         snapshots.remove(tx, run.state.snapshot_id)
         events.add(tx, "snapshot_delete.end", run.state.snapshot_id, run.request, {})
+
+
+def _unfinished_revert(tx: Connection, snapshot: Snapshot) -> str | None:
+    for flow_id in journal.open_of(tx, snapshot.volume_id):
+        flow = journal.load(tx, flow_id)
+        if flow and flow["name"] == revert.FLOW.name and flow["state"].get("snapshot_id") == snapshot.id:
+            return flow_id
+    return None
 
 
 def stuck(tx: Connection, run: SnapshotDeleteRun) -> None:
