@@ -61,3 +61,19 @@ def test_a_volume_that_somebody_grew_is_extended_to_what_it_has_or_more(pool: st
     cli("doctor", "--fix", "--yes")
     assert cli.json("show", "v")["size"] == 30 * MiB
     assert cli.json("extend", "v", "40M")["size"] == 40 * MiB
+
+
+def test_a_size_that_no_disk_has_is_a_damaged_header(cli: Cli) -> None:
+    cli.configure(f'[[backend]]\nname = "b"\nkind = "qcow2"\ndirectory = "{cli.home}/b"\n')
+    cli("backend", "init", "b", "--yes")
+    cli.volume("v")
+    file = cli.file("v")
+    for size in (2**63, 2**64 - 1):
+        resize("qcow2", file, size)
+        cli.refused(8, "backend", "extend", "v", "2M")
+        (found,) = cli.json("doctor", status=12)
+        assert found["fix"] == "set it to error"
+    cli("doctor", "--fix", "--yes")
+    resize("qcow2", file, MiB)
+    cli("doctor", "--fix", "--yes")
+    assert cli.json("show", "v")["status"] == "available"

@@ -6,6 +6,7 @@ import os
 import struct
 
 from volctl.errors import BackendError
+from volctl.model import MAX_SIZE
 from volctl.records import record
 
 MAGIC = 0x514649FB
@@ -45,7 +46,8 @@ def read(fd: int, name: str) -> Header:
     if features & CORRUPT:
         hint = "look at it: qemu-img check -f qcow2 FILE"
         raise BackendError(f"{name} is marked as corrupt", hint=hint, details={"corrupt": True})
-    if l1_size > _MAX_L1 or length > LONGEST_NAME or at > _LARGEST_CLUSTER or not _HEADER.size <= end <= 4096:
+    beyond = size > MAX_SIZE or l1_size > _MAX_L1 or length > LONGEST_NAME or at > _LARGEST_CLUSTER
+    if beyond or not _HEADER.size <= end <= 4096:
         raise BackendError(f"{name} has a damaged header", details={"corrupt": True})
     backing = os.pread(fd, length, at).decode(errors="replace") if at else None
     return Header(size, backing, _backing_format(os.pread(fd, 4096, 0), end), l1_offset, l1_size)
