@@ -369,7 +369,7 @@ def test_a_damaged_file_keeps_no_other_back(cli: Cli, pools: tuple[Path, Path]) 
     pool = pools[1]
     cli.volume("root", "--size", "1M", "--backend", "disks")
     taken = cli.json("snapshot", "create", "root", "s")
-    made = {name: cli.volume(name, "--from-snapshot", "s") for name in ("good", "cut", "corrupt", "far")}
+    made = {name: cli.volume(name, "--from-snapshot", "s") for name in ("good", "cut", "corrupt", "far", "vast")}
     made["empty"] = cli.volume("empty", "--size", "1M", "--backend", "files")
     base = cli.volume("base", "--size", "1M", "--backend", "disks")
     bare = cli.json("snapshot", "create", "base", "bare")
@@ -378,6 +378,7 @@ def test_a_damaged_file_keeps_no_other_back(cli: Cli, pools: tuple[Path, Path]) 
     os.truncate(cli.file("empty"), 0)
     cli.fill("corrupt", b"\x02", 79)
     cli.fill("far", b"\xff" * 8, 8)
+    cli.fill("vast", b"\xff" * 8, 24)
     for kind in ("layer", "snap", ".volctl-snap"):
         (pool / f"{kind}-{bare['id']}").unlink()
     told = rebuilt(cli)
@@ -385,6 +386,7 @@ def test_a_damaged_file_keeps_no_other_back(cli: Cli, pools: tuple[Path, Path]) 
         "cut": "is not a qcow2 file",
         "corrupt": "marked as corrupt",
         "far": "has a damaged header",
+        "vast": "has a damaged header",
         "empty": "holds no disk",
         "over": f"lies over layer-{bare['id']}, which is not there, or no layer",
     }
@@ -394,7 +396,7 @@ def test_a_damaged_file_keeps_no_other_back(cli: Cli, pools: tuple[Path, Path]) 
         assert shown["status"] == "error" and said in shown["fault"]["message"]
     assert "is not there" in told[base["id"]]
     assert told[taken["id"]] == told[made["good"]["id"]] == "made again"
-    cli("delete", "cut", "corrupt", "far", "empty", "over", "base", "--cascade", "--yes")
+    cli("delete", "cut", "corrupt", "far", "vast", "empty", "over", "base", "--cascade", "--yes")
     cli("snapshot", "delete", "s", "--yes")
     cli("create", "copy", "--from-volume", "good")
     assert cli.json("doctor") == []
@@ -448,7 +450,7 @@ def test_each_odd_field_is_dropped_alone(cli: Cli) -> None:
     made = cli.volume("v", "--size", "1M", "--property", "a=b")
     odd = {
         "type": "fast",
-        "specs": [{"ssd": "true", "": "x"}, {}, {}],
+        "specs": [{"ssd": "true", "": "x", "provisioning:min_vol_size": "abc", "raid": "<is>True"}, {}, {}],
         "description": "\ud800",
         "created_at": "banana",
         "properties": {"a": "b", "c": "\ud800", "d": 1, "\x1b": "x"},
@@ -468,7 +470,9 @@ def test_each_odd_field_is_dropped_alone(cli: Cli) -> None:
     assert made["created_at"] < after["created_at"] < "3"
     (kind,) = cli.json("type", "list")
     assert (kind["specs"], kind["description"], kind["created_at"] > "2") == ({"ssd": "true"}, None, True)
-    cli("delete", "v", "--yes")
+    cli("type", "unset", "fast", "--spec", "ssd")
+    cli("create", "w", "--from-volume", "v")
+    cli("delete", "v", "w", "--yes")
 
 
 @pytest.mark.parametrize("odd", ["banana", "2026-13-01T00:00:00.000000Z", "2026-01-01", "9" * 40])
@@ -479,3 +483,14 @@ def test_a_time_is_one(odd: str, cli: Cli) -> None:
     rebuilt(cli)
     after = cli.json("show", "v")["created_at"]
     assert after != odd and made["created_at"] < after < "3"
+
+
+def test_bounds_that_no_size_fits_are_dropped(cli: Cli) -> None:
+    cli("type", "create", "fast")
+    cli.volume("v", "--size", "1M", "--type", "fast")
+    bounds = {"provisioning:min_vol_size": "5", "provisioning:max_vol_size": "2"}
+    carried = json.loads(os.getxattr(cli.file("v"), "user.volctl")) | {"specs": [bounds, None, None]}
+    os.setxattr(cli.file("v"), "user.volctl", zlib.compress(json.dumps(carried).encode()))
+    rebuilt(cli)
+    assert cli.json("type", "show", "fast")["specs"] == {}
+    cli("extend", "v", "2M")

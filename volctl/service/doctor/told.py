@@ -7,8 +7,10 @@ from datetime import datetime
 from typing import Any
 
 from volctl import files
+from volctl.errors import UsageError
 from volctl.flows.words import check_text
 from volctl.model import Json, Object, SourceKind, check_name
+from volctl.scheduler import check_specs
 
 TIME = "%Y-%m-%dT%H:%M:%S.%fZ"  # as `model.now` writes it: text order is time order
 
@@ -58,7 +60,16 @@ def _specs(value: Any) -> list[Any] | None:
     """Of its type: extra specs, description, time."""
     if not (isinstance(value, list) and len(value) == 3 and (specs := _texts(value[0])) is not None):
         return None
-    return [specs, _text(value[1]), _time(value[2])]
+    fit = {key: text for key, text in specs.items() if _may_be({key: text})}
+    return [fit if _may_be(fit) else {}, _text(value[1]), _time(value[2])]
+
+
+def _may_be(specs: dict[str, str]) -> bool:
+    try:
+        check_specs(specs)
+    except UsageError:
+        return False
+    return True
 
 
 _FIELDS: dict[str, Callable[[Any], Any]] = {
