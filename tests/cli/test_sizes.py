@@ -34,7 +34,7 @@ def resize(kind: str, file: Path, size: int) -> None:
 def test_a_snapshot_of_another_size_is_not_read(size: int, pool: str, cli: Cli) -> None:
     snapshot = cli.home / "b" / f"snap-{cli.json('snapshot', 'show', 's')['id']}"
     resize(pool, snapshot, size)
-    for words in (["revert", "v", "s", "--yes"], ["create", "c", "--from-snapshot", "s"]):
+    for words in (["revert", "v", "s", "--yes"], ["create", "c", "--from-snapshot", "s"], ["image", "save", "s", "f"]):
         error = cli.refused(8, "backend", *words)
         assert error["message"] == f"{snapshot.name} has {size} bytes, its row says {10 * MiB}"
         assert "doctor" in error["hint"]
@@ -43,7 +43,7 @@ def test_a_snapshot_of_another_size_is_not_read(size: int, pool: str, cli: Cli) 
 @pytest.mark.parametrize("size", [0, MiB, 30 * MiB])
 def test_a_volume_of_another_size_is_not_read(size: int, pool: str, cli: Cli) -> None:
     resize(pool, cli.file("v"), size)
-    for words in (["snapshot", "create", "v", "t"], ["create", "c", "--from-volume", "v"]):
+    for words in (["snapshot", "create", "v", "t"], ["create", "c", "--from-volume", "v"], ["image", "save", "v", "f"]):
         message = cli.refused(8, "backend", *words)["message"]
         assert message == f"{cli.file('v').name} has {size} bytes, its row says {10 * MiB}"
 

@@ -10,6 +10,7 @@ from volctl.db import events, snapshots, volumes
 from volctl.engine.running import Run
 from volctl.engine.task import Flow, Task
 from volctl.errors import ConflictError, NotFoundError
+from volctl.flows import sizes
 from volctl.flows.context import Context
 from volctl.images import save
 from volctl.model import Json, Object, Snapshot, Status, Volume
@@ -64,6 +65,7 @@ class CheckSaveTask(SaveTask):
             _check_volume(run.env, source)
         elif source.status is not Status.AVAILABLE:
             raise ConflictError(f"snapshot {source.label} is {source.status}, not available")
+        sizes.check(run.env.backends.get(state.backend), state.object, state.length)
         if state.file is not None:
             state.place = save.check_place(Path(state.file), run.env.places.state, replace=state.replace)
 
