@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
 from volctl import interrupt
-from volctl.errors import BackendError, UsageError, VolctlError
+from volctl.errors import BackendError, UsageError
 from volctl.model import KiB
 from volctl.records import record
 
@@ -115,7 +115,7 @@ class Exchange:
             self._give(UsageError(f"{self._url!r} is not a URL that can be fetched: {error}"))
         except (HTTPError, OSError) as error:
             self._give(_failure(error))
-        except VolctlError as error:
+        except Exception as error:  # ours, or a mistake of ours: told by who waits, and never by a thread that is gone
             self._give(error)
 
     def _converse(self) -> None:
