@@ -115,7 +115,7 @@ class Exchange:
             self._give(UsageError(f"{self._url!r} is not a URL that can be fetched: {error}"))
         except (HTTPError, OSError) as error:
             self._give(_failure(error))
-        except Exception as error:  # ours, or a mistake of ours: told by who waits, and never by a thread that is gone
+        except (VolctlError, OverflowError) as error:
             self._give(error)
 
     def _converse(self) -> None:
