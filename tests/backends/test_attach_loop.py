@@ -17,6 +17,7 @@ from tests.backends.conformance import SIZE, new
 from tests.conftest import without_root
 from volctl.backend import Backend, Setup
 from volctl.errors import AccessError, InUseError
+from volctl.files import holders, os_open
 from volctl.model import MiB, Object
 
 pytestmark = pytest.mark.root
@@ -98,6 +99,26 @@ class TestLoop(Attaching):
             assert [found["name"] for found in over(pool.path(volume))] == [strange]
         finally:
             losetup("-d", strange)
+
+    @pytest.mark.parametrize("whole", [True, False])
+    def test_a_device_made_in_a_container_holds_its_file(
+        self, pool: Backend, volume: Object, whole: bool, tmp_path: Path
+    ) -> None:
+        """Its path leads to nothing here. Without the right to ask for the inode, the name tells, if it is the same."""
+        path, jail = pool.path(volume), tmp_path / "jail"
+        jail.mkdir()
+        inside = jail / path.name if whole else jail / "disk"
+        bind = f"mount --bind {path.parent} {jail}" if whole else f"touch {inside} && mount --bind {path} {inside}"
+        script = f"mount -t tmpfs t {jail} && {bind} && losetup -f --show {inside}"
+        made = subprocess.run(["unshare", "-m", "sh", "-c", script], check=True, capture_output=True, text=True)
+        device = made.stdout.strip()
+        try:
+            assert not inside.exists() and pool.holders(volume) == [device]
+            with os_open(path, os.O_RDONLY) as fd, without_root():
+                assert holders(path, fd) == ([device] if whole else [])
+            assert pool.attached(volume) is None
+        finally:
+            losetup("-d", device)
 
     def test_a_mounted_device_is_kept_also_when_unmounted_later(
         self, pool: Backend, volume: Object, tmp_path: Path

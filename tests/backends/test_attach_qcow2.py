@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,7 +19,7 @@ from tests.backends.attaching import HOLD, Attaching
 from tests.backends.conformance import SIZE, new, quiet, stranger
 from tests.backends.test_qcow2 import OnRows, layers_in
 from volctl.backend import Backend
-from volctl.errors import InUseError
+from volctl.errors import BackendError, InUseError
 from volctl.model import MiB, Object
 from volctl.qcow2.daemon import Daemon
 
@@ -184,6 +185,33 @@ class TestQcow2(OnRows, Attaching):
         pool.extend(volume, 2 * SIZE)
         pool.delete(volume)
 
+    def test_a_daemon_that_is_stopped_keeps_nobody_else_waiting(self, pool: Backend, volume: Object) -> None:
+        """What it shows cannot be looked at until it goes on, and a wait for that cannot be ended by a signal."""
+        device, other = pool.attach(volume, read_only=False), new()
+        daemon = daemon_of(device)
+        go_on = threading.Timer(20, signal_daemon, (daemon, signal.SIGCONT))
+        go_on.start()
+        signal_daemon(daemon, signal.SIGSTOP)
+        try:
+            pool.create(other, SIZE)
+            pool.attach(other, read_only=False)
+            assert set(pool.listing().devices) == {volume, other}
+            pool.detach(other)
+            assert pool.holders(other) == [] and pool.holders(volume) == [device]
+            found = pool.attached(volume)
+            assert found and found.device == device
+            for refused in (pool.detach, lambda volume: pool.snapshot(volume, new("snap"))):
+                with pytest.raises(BackendError, match="does not answer"):
+                    refused(volume)
+            assert go_on.is_alive()
+        finally:
+            go_on.cancel()
+            signal_daemon(daemon, signal.SIGCONT)
+        put(device, 0, b"after")
+        pool.delete(other)
+        pool.detach(volume)
+        assert qcow2_files.read(pool.path(volume)).startswith(b"after")
+
     def test_holders_names_the_device_and_a_stranger(self, pool: Backend, volume: Object) -> None:
         device = pool.attach(volume, read_only=False)
         assert pool.holders(volume) == [device]
@@ -238,9 +266,13 @@ def _sys(pattern: str) -> list[Path]:
     return [path for path in Path("/sys/block").glob(pattern) if path.exists()]
 
 
-def kill_daemon(daemon: Daemon) -> None:
+def signal_daemon(daemon: Daemon, number: signal.Signals) -> None:
     for pid in daemon.ids():
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
+
+
+def kill_daemon(daemon: Daemon) -> None:
+    signal_daemon(daemon, signal.SIGKILL)
     while daemon.ids():
         time.sleep(0.01)
 

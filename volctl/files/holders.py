@@ -1,6 +1,6 @@
 """Who has a file or a block device open: loop devices, mounts, processes, and who holds qemu's image locks.
 
-Sources: loop(4) and /sys/block/loopN/loop/backing_file, proc(5), fcntl(2) (F_OFD_GETLK),
+Sources: proc(5), fcntl(2) (F_OFD_GETLK),
 qemu's docs/interop/… on `file.locking`: qemu locks single bytes at 100 and 200 of an image.
 """
 
@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from volctl import held, kernel
+from volctl.files.backing import backed_by
 
 _FLOCK = "hhqqi"  # struct flock: l_type, l_whence, l_start, l_len, l_pid
 
@@ -25,7 +26,7 @@ def holders(path: Path, fd: int) -> list[str]:
     count, nor who shares a lock with us. Without rights to see the processes of others, a lock still tells of them.
     """
     strangers, ours = _processes(path, os.fstat(fd))
-    found = [*_loops(os.fstat(fd)), *strangers]
+    found = [*_loops(os.fstat(fd), path.name), *strangers]
     if not found and not ours and _locked(fd):
         found.append("a process that locks it (such as qemu)")
     return found
@@ -38,23 +39,12 @@ def device_holders(node: Path) -> list[str]:
     """
     device = os.stat(node)
     block = Path("/sys/dev/block", f"{os.major(device.st_rdev)}:{os.minor(device.st_rdev)}").resolve()
-    return [*_uses(block), *(f"held by {above}" for above in _loops(device)), *_processes(node, device)[0]]
+    return [*_uses(block), *(f"held by {above}" for above in _loops(device, node.name)), *_processes(node, device)[0]]
 
 
-def backed_by(file: os.stat_result, pattern: str = "loop*") -> Iterator[str]:
-    """Names of the loop devices over a file."""
-    for name, path in kernel.loops(pattern):
-        try:
-            same = os.path.samestat(os.stat(path), file)
-        except OSError:
-            continue  # deleted, or not ours to see
-        if same:
-            yield name
-
-
-def _loops(file: os.stat_result) -> Iterator[str]:
-    for name in backed_by(file):
-        yield ", ".join([f"/dev/{name}", *_uses(Path("/sys/block", name))])
+def _loops(file: os.stat_result, name: str) -> Iterator[str]:
+    for loop in backed_by(file, name):
+        yield ", ".join([f"/dev/{loop}", *_uses(Path("/sys/block", loop))])
 
 
 def _uses(block: Path) -> Iterator[str]:

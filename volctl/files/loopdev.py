@@ -17,22 +17,17 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from volctl import interrupt, kernel
 from volctl.errors import AccessError, BackendError, MissingError
+from volctl.files.backing import DETACHED, FLAGS, INFO, NAME, backed_by, status
 from volctl.files.device import SECTOR_SIZES, BlockDevice
 from volctl.files.directory import os_open
-from volctl.files.holders import backed_by
 
-_CLR_FD, _SET_STATUS64, _GET_STATUS64, _SET_CAPACITY, _CONFIGURE = 0x4C01, 0x4C04, 0x4C05, 0x4C07, 0x4C0A
+_CLR_FD, _SET_STATUS64, _SET_CAPACITY, _CONFIGURE = 0x4C01, 0x4C04, 0x4C07, 0x4C0A
 _GET_FREE = 0x4C82
 _READ_ONLY, _AUTOCLEAR, _DIRECT_IO = 1, 4, 16
-_INFO = struct.Struct("<5Q4I64s64s32s2Q")  # struct loop_info64: flags are number 8, the file's name is number 9
-_FLAGS, _NAME = 8, 9
 _CONTROL = Path("/dev/loop-control")
-_UNSERVED = "\0"
-"""Instead of a mark, where the kernel cannot ask for the file: it was shown by FUSE, and by whom is gone."""
 _TRIES = 100  # another program may take the free device that we were told of
 
 
@@ -42,7 +37,7 @@ def attach(fd: int, mark: str, *, read_only: bool, sector_size: int | None, dire
     `AccessError` without rights, `MissingError` where there are no loop devices.
     """
     flags = (_DIRECT_IO if direct else 0) | (_READ_ONLY if read_only else 0)
-    info = _INFO.pack(*[0] * _FLAGS, flags, mark.encode(), b"", b"", 0, 0)
+    info = INFO.pack(*[0] * FLAGS, flags, mark.encode(), b"", b"", 0, 0)
     config = struct.pack("<2I", fd, sector_size or SECTOR_SIZES[0]) + info + bytes(64)
     with _allowed(), os_open(_CONTROL, os.O_RDWR | os.O_CLOEXEC) as control:
         for _ in range(_TRIES):
@@ -82,7 +77,7 @@ def _allowed() -> Iterator[None]:
 
 
 def find(file: os.stat_result, mark: str, first: str | None = None) -> BlockDevice | None:
-    """Our device over a file; `first` (such as `/dev/loop3`) is looked at before all others.
+    """Our device over the file of the name `mark`; `first` (such as `/dev/loop3`) is looked at before all others.
 
     A device over the file that cannot be asked for its mark is taken for ours.
     """
@@ -91,7 +86,7 @@ def find(file: os.stat_result, mark: str, first: str | None = None) -> BlockDevi
 
 
 def _ours(file: os.stat_result, mark: str, pattern: str = "loop*") -> Iterator[BlockDevice]:
-    for device in map(BlockDevice, backed_by(file, pattern)):
+    for device in map(BlockDevice, backed_by(file, mark, pattern)):
         if _mark(device) in (mark, None):
             yield device
 
@@ -101,27 +96,18 @@ def marked(directory: str) -> Iterator[tuple[str, BlockDevice]]:
     kernel calls it), also over files that are gone. Without the right to ask for the mark, none."""
     for device, path in kernel.loops():
         place, name = os.path.split(path.removesuffix(kernel.DELETED))
-        if place == directory and _mark(BlockDevice(device)) in (name, _UNSERVED):
+        if place == directory and _mark(BlockDevice(device)) == name:
             yield name, BlockDevice(device)
 
 
 def _mark(device: BlockDevice) -> str | None:
-    """None if it cannot be asked: it is not for us, or this is a bad moment. Without its file's server, `_UNSERVED`."""
+    """None if it cannot be asked: it is not for us, or this is a bad moment."""
     try:
         with os_open(device.node, os.O_RDONLY | os.O_CLOEXEC) as at:
-            name: bytes = _status(at)[_NAME]
+            name: bytes = status(at)[NAME]
             return name.rstrip(b"\0").decode(errors="replace")
     except OSError as error:
-        if error.errno == errno.ENOTCONN:
-            return _UNSERVED
-        detached = (errno.ENXIO, errno.ENODEV, errno.ENOENT)
-        return "" if error.errno in detached else None
-
-
-def _status(at: int) -> list[Any]:
-    buffer = bytearray(_INFO.size)
-    fcntl.ioctl(at, _GET_STATUS64, buffer)
-    return list(_INFO.unpack(buffer))
+        return "" if error.errno in DETACHED else None
 
 
 def grow(device: BlockDevice) -> None:
@@ -140,11 +126,11 @@ def _released(device: BlockDevice) -> bool:
     with _allowed(), os_open(device.node, os.O_RDONLY | os.O_CLOEXEC) as at:
         try:
             fcntl.ioctl(at, _CLR_FD)
-            status = _status(at)
+            said = status(at)
         except OSError as error:
             if error.errno == errno.ENXIO:  # it has no file any more
                 return True
             raise
-        status[_FLAGS] &= ~_AUTOCLEAR
-        fcntl.ioctl(at, _SET_STATUS64, _INFO.pack(*status))
+        said[FLAGS] &= ~_AUTOCLEAR
+        fcntl.ioctl(at, _SET_STATUS64, INFO.pack(*said))
     return False

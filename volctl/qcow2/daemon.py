@@ -21,7 +21,7 @@ from typing import Any
 from volctl import command, interrupt
 from volctl.errors import BackendError, InUseError
 from volctl.files import translated
-from volctl.qcow2.qmp import Monitor, RefusedError, connected
+from volctl.qcow2.qmp import Monitor, RefusedError, connected, silent
 from volctl.records import record
 
 PROGRAM = "qemu-storage-daemon"
@@ -81,6 +81,11 @@ class Daemon:
             "--export", json.dumps(export | {"node-name": node["node-name"]}),
             timeout=START,
         )  # fmt: skip
+
+    def check(self) -> None:
+        """`BackendError` if it says nothing: who then waits for its disk waits until it goes on."""
+        if silent(self.socket):
+            raise BackendError(f"the storage daemon at {self.socket} does not answer", hint="was it stopped?")
 
     def end(self) -> None:
         """It writes what it knows, and ends."""

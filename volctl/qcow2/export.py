@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 from volctl.errors import MissingError
-from volctl.files import loopdev, object_named, os_open, translated
+from volctl.files import object_named, os_open, translated
 from volctl.files.device import BlockDevice
 from volctl.model import Object
 from volctl.qcow2 import fuse, nbd
@@ -43,10 +44,10 @@ def devices(database: str, pool: str) -> Iterator[tuple[Object, BlockDevice]]:
 
 
 def _marked(database: str) -> Iterator[tuple[str, BlockDevice]]:
-    """The devices of a database's volumes, with the names of these; loop devices only for who may ask them."""
-    directory = RUN / database
-    yield from loopdev.marked(str(directory))
-    yield from ((mark.name, device) for mark, device in nbd.marked() if mark.parent == directory)
+    """The devices of a database's volumes, with the names of these."""
+    for disk, device in chain(fuse.devices(), nbd.marked()):
+        if disk.parent == RUN / database:
+            yield disk.name, device
 
 
 @record
@@ -105,6 +106,7 @@ class Export:
         """Take device, daemon and disk away. `InUseError` names who holds the device, and leaves all."""
         while found := self._found():
             way, device = found
+            self.daemon.check()
             way.release(device)
         self.stop()
 
@@ -144,5 +146,6 @@ class Export:
     def flush(self) -> None:
         """What was written to the device reaches the file."""
         if (device := self.live()) and not device.read_only:
+            self.daemon.check()
             with translated(f"flush {device.node}"), os_open(device.node, os.O_RDWR | os.O_CLOEXEC) as fd:
                 os.fsync(fd)

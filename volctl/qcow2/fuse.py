@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from volctl.errors import BackendError
 from volctl.files import loopdev, os_open
 from volctl.files.device import BlockDevice
 from volctl.qcow2.daemon import START, Daemon
+from volctl.qcow2.qmp import silent
 from volctl.records import record
 
 _NODE = Path("/dev/fuse")
@@ -34,16 +35,17 @@ class Fuse:
     daemon: Daemon
 
     def device(self) -> BlockDevice | None:
-        disk = str(self.daemon.disk)
-        over = (name for name, path in kernel.loops() if path.removesuffix(kernel.DELETED) == disk)
-        return next(map(BlockDevice, over), None)
+        return next((device for disk, device in devices() if disk == self.daemon.disk), None)
 
     def lives(self) -> bool:
-        """Is there a disk behind the device? Whoever may not look believes it.
+        """Is there a disk behind the device? Whoever may not look believes it, and so does who is not answered:
+        with a daemon that is stopped, to look at the disk is to wait until it goes on.
 
         The kernel remembers a FUSE file's size for a second, but asks for the room on each statvfs(3),
         of which the daemon knows nothing (ENOSYS).
         """
+        if silent(self.daemon.socket):
+            return True
         try:
             if not os.stat(self.daemon.disk).st_size:
                 return False
@@ -87,3 +89,9 @@ class Fuse:
             os.stat(self.daemon.disk)
             loopdev.grow(device)
             interrupt.pause(0.02)
+
+
+def devices() -> Iterator[tuple[Path, BlockDevice]]:
+    """Loop devices and the paths of the files that they are over, which are asked for nothing; needs no rights."""
+    for name, path in kernel.loops():
+        yield Path(path.removesuffix(kernel.DELETED)), BlockDevice(name)

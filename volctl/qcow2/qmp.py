@@ -13,6 +13,7 @@ from volctl.errors import BackendError
 from volctl.records import record
 
 PATIENCE = 30.0  # seconds for one answer
+LOOK = 1.0  # and for a greeting, of who only looks
 
 
 class RefusedError(Exception):
@@ -51,6 +52,20 @@ def connected(path: Path) -> Iterator[Monitor]:
                 stream.readline()  # the greeting
             monitor.execute("qmp_capabilities")
             yield monitor
+
+
+def silent(path: Path) -> bool:
+    """Does whoever listens at the socket say nothing, such as a program that was stopped?"""
+    with socket.socket(socket.AF_UNIX) as channel:
+        channel.settimeout(LOOK)
+        try:
+            channel.connect(str(path))
+            channel.recv(1)
+        except (TimeoutError, BlockingIOError):  # many wait for it already
+            return True
+        except OSError:
+            return False
+    return False
 
 
 @contextmanager
