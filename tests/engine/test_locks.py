@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPO
+from tests.conftest import NOBODY, REPO, without_root
 from volctl import held
 from volctl.db.store import keep_owner
 from volctl.engine.locks import EXCLUSIVE, SHARED, LockDirectory
@@ -20,7 +22,7 @@ from volctl.errors import LockedError
 
 
 def test_a_new_file_swept_before_it_is_locked_is_made_anew(tmp_path: Path) -> None:
-    """Another command's sweep sees the file between its making and its lock."""
+    """Another command's sweep sees the file between its making and its name."""
     swept: list[Path] = []
 
     def own(path: Path) -> None:
@@ -31,7 +33,7 @@ def test_a_new_file_swept_before_it_is_locked_is_made_anew(tmp_path: Path) -> No
         path.stat()
 
     with LockDirectory(tmp_path, own).acquire({"volume": EXCLUSIVE}, 0) as held:
-        assert swept == [tmp_path / "volume"]
+        assert len(swept) == 1 and os.listdir(tmp_path) == ["volume"]
         assert held.names == {"volume": EXCLUSIVE}
         assert LockDirectory(tmp_path, keep_owner).try_acquire({"volume": EXCLUSIVE}) is None
 
@@ -177,3 +179,42 @@ def test_a_sweep_takes_what_nobody_holds(locks: LockDirectory, tmp_path: Path) -
     with locks.acquire({"mine": EXCLUSIVE, "shared": SHARED}, 0):
         locks.sweep()
         assert sorted(os.listdir(tmp_path)) == ["mine", "shared"]
+
+
+def test_a_sweep_passes_over_what_is_no_lock(locks: LockDirectory, tmp_path: Path) -> None:
+    (tmp_path / "junk").mkdir()
+    (tmp_path / "link").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    locks.sweep()
+    assert sorted(os.listdir(tmp_path)) == ["junk", "link", "pipe"]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("step", ["own", "link"])
+def test_root_that_is_killed_while_it_makes_a_lock_locks_nobody_out(tmp_path: Path, step: str) -> None:
+    """The directory is an ordinary user's: a file of root's in it he could not open."""
+    code = """
+import os, signal, sys
+from pathlib import Path
+from volctl.db.store import keep_owner
+from volctl.engine.locks import LockDirectory
+die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+if sys.argv[2] == "link":
+    os.link = die
+LockDirectory(Path(sys.argv[1]), die if sys.argv[2] == "own" else keep_owner).acquire({"a": "exclusive"}, 0)
+"""
+    theirs = Path(tempfile.mkdtemp(prefix="volctl-user-"))  # tmp_path is closed to others
+    os.chown(theirs, NOBODY, NOBODY)
+    try:
+        subprocess.run([sys.executable, "-c", code, str(theirs), step], cwd=REPO, check=False)
+        assert len(os.listdir(theirs)) == 1
+        with without_root():
+            with LockDirectory(theirs, keep_owner).acquire({"a": EXCLUSIVE}, 0):
+                pass
+            LockDirectory(theirs, keep_owner).sweep()
+        assert os.listdir(theirs) == []
+        (theirs / "a").touch(0o600)
+        with without_root():
+            LockDirectory(theirs, keep_owner).sweep()
+    finally:
+        shutil.rmtree(theirs)

@@ -3,7 +3,8 @@
 So "locked" means that the command or a child that works for it lives. A lock is released by closing
 only: an explicit unlock would free it under a living child. Whoever holds a file exclusively may
 unlink it, and does so at the end; hence, after `flock`, the file held and the file of that name are
-compared. What a killed command left is swept away by the next one.
+compared. What a killed command left is swept away by the next one. A file is made under another name,
+given to its owner, and then linked into place: who may not open one may not open the directory.
 
 Who only tidies up locks a file for an instant, under a lock of the directory itself. Who finds a file
 locked, and will not wait, looks again under that lock: then it is a command's.
@@ -23,6 +24,7 @@ from volctl import command, held, interrupt
 from volctl.errors import LockedError, of_os
 
 EXCLUSIVE, SHARED = "exclusive", "shared"
+_NEW = ".new"
 Names = Mapping[str, str]
 """Lock names (ids of volumes) to their mode."""
 
@@ -91,8 +93,13 @@ class LockDirectory:
 
     def sweep(self) -> None:
         """Unlink the files of commands that are gone."""
-        for name in os.listdir(self._directory):
-            with _tidying(self._directory):
+        with os.scandir(self._directory) as found:
+            names = [entry.name for entry in found if entry.is_file(follow_symlinks=False)]
+        for name in names:
+            if name.endswith(_NEW):
+                _remove(self._directory / name)  # who is making it makes it again
+                continue
+            with suppress(PermissionError), _tidying(self._directory):
                 if (descriptor := self._lock(name, EXCLUSIVE)) is not None:
                     _unlink(descriptor, self._directory / name)
                     os.close(descriptor)
@@ -128,16 +135,24 @@ class LockDirectory:
             os.close(descriptor)
 
     def _open(self, path: Path) -> int:
-        try:
-            return os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
+        while True:
+            with suppress(FileNotFoundError):
+                return os.open(path, os.O_RDWR | os.O_CLOEXEC)
             try:
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                self._make(path)
             except OSError as error:
                 raise of_os(error, f"make the lock {path}") from error
-            with suppress(FileNotFoundError):  # another command swept it meanwhile: `_lock` sees that, too
-                self._own(path)
-            return descriptor
+
+    def _make(self, path: Path) -> None:
+        """Unless another command is faster, or sweeps it meanwhile."""
+        new = path.with_name(f"{path.name}-{os.getpid()}{_NEW}")
+        os.close(os.open(new, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        try:
+            with suppress(FileExistsError, FileNotFoundError):
+                self._own(new)
+                os.link(new, path)
+        finally:
+            _remove(new)
 
 
 @contextmanager
@@ -167,5 +182,9 @@ def _unlink(descriptor: int, path: Path) -> None:
     except BlockingIOError:
         return  # others share it: the last one unlinks
     if _same(descriptor, path):
-        with suppress(OSError):  # what was done under it is done all the same; a sweep tries again
-            path.unlink()
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):  # what was done under it is done all the same; a sweep tries again
+        path.unlink()
