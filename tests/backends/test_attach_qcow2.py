@@ -18,10 +18,11 @@ from tests import qcow2_files
 from tests.backends.attaching import HOLD, Attaching
 from tests.backends.conformance import SIZE, new, quiet, stranger
 from tests.backends.test_qcow2 import OnRows, layers_in
+from tests.conftest import NOBODY
 from volctl.backend import Backend
 from volctl.errors import BackendError, InUseError
 from volctl.model import MiB, Object
-from volctl.qcow2.daemon import Daemon
+from volctl.qcow2.daemon import PROGRAM, Daemon
 
 pytestmark = pytest.mark.root
 
@@ -211,6 +212,21 @@ class TestQcow2(OnRows, Attaching):
         pool.delete(other)
         pool.detach(volume)
         assert qcow2_files.read(pool.path(volume)).startswith(b"after")
+
+    def test_a_process_of_another_user_that_is_named_like_the_daemon_is_none(
+        self, pool: Backend, volume: Object
+    ) -> None:
+        pool.attach(volume, read_only=False)
+        daemon = Daemon(pool.setup.database, volume.name)
+        ours = daemon.ids()
+        words = [PROGRAM, "-c", "cat; exit", f"socket,id=qmp,path={daemon.socket},server=on,wait=off"]
+        with subprocess.Popen(words, executable="/bin/sh", stdin=subprocess.PIPE, user=NOBODY) as process:
+            try:
+                assert daemon.ids() == ours and len(ours) == 1
+                pool.detach(volume)
+                assert process.poll() is None
+            finally:
+                process.kill()
 
     def test_holders_names_the_device_and_a_stranger(self, pool: Backend, volume: Object) -> None:
         device = pool.attach(volume, read_only=False)

@@ -50,12 +50,15 @@ class Daemon:
         return f"socket,id=qmp,path={self.socket},server=on,wait=off"
 
     def ids(self) -> list[int]:
-        """Process ids, by the command line."""
+        """Process ids, by the command line, which anybody may write as he likes: so of processes of root's or ours."""
         return [int(pid) for pid in filter(str.isdigit, os.listdir("/proc")) if self._runs_as(pid)]
 
     def _runs_as(self, pid: str) -> bool:
+        process = Path("/proc", pid)
         try:
-            words = Path("/proc", pid, "cmdline").read_bytes().split(b"\0")
+            if process.stat().st_uid not in (0, os.geteuid()):
+                return False
+            words = (process / "cmdline").read_bytes().split(b"\0")
         except OSError:
             return False
         return os.path.basename(words[0]) == PROGRAM.encode() and self._chardev.encode() in words
