@@ -32,7 +32,7 @@ from volctl.errors import BackendError, ConflictError, ImageCorruptError, Intern
 from volctl.files.device import SECTOR_SIZES, BlockDevice
 from volctl.model import Object
 from volctl.qcow2 import links, tool
-from volctl.qcow2.export import PROGRAM, Export, devices, means
+from volctl.qcow2.export import PROGRAM, Export, attached, devices, means
 from volctl.qcow2.header import Header, read
 from volctl.qcow2.layers import Layers, base_of, layer, owner, snapshot_of
 from volctl.qcow2.links import is_layer
@@ -123,7 +123,10 @@ class Qcow2(Shelf):
 
     @contextmanager
     def reading(self, source: Object) -> Iterator[Target]:
+        """A daemon that lost its device has nothing more to write, but the file to itself."""
         with self._opened(f"read {source.name}") as layers:
+            if not (export := self._export(source)).device():
+                export.stop()
             size = layers.header(source.name).size
             below = layers.paths_below(source.name)
         yield Target(self.path(source), "qcow2", zeroed=False, size=size, below=below)
@@ -272,7 +275,7 @@ class Qcow2(Shelf):
 
     def attached(self, volume: Object, device: str | None = None) -> Attached | None:
         found = self._export(volume).live()
-        return _attached(found) if found else None
+        return attached(found) if found else None
 
     def resize_device(self, volume: Object) -> None:
         export = self._export(volume)
@@ -281,15 +284,11 @@ class Qcow2(Shelf):
                 export.resize(self.path(volume))
 
     def _devices(self) -> dict[Object, Attached]:
-        return {target: _attached(device) for target, device in devices(self.setup.database, self.pool())}
+        return devices(self.setup.database, self.pool())
 
 
 def _fits(device: BlockDevice, read_only: bool, sector_size: int | None) -> bool:
     return device.read_only == read_only and sector_size in (None, device.sector_size)
-
-
-def _attached(device: BlockDevice) -> Attached:
-    return Attached(str(device.node), device.read_only, device.sector_size)
 
 
 def _sized(header: Header | None, allocated: int) -> Info:

@@ -267,6 +267,26 @@ def test_the_last_bytes_of_a_file_are_in_its_device(disks: Cli, ended: bool) -> 
         end_daemon(daemon)
 
 
+@pytest.mark.root
+def test_a_daemon_that_lost_its_device_is_told_and_ended(disks: Cli) -> None:
+    device = disks("attach", "q", "-o", "value").out.strip()
+    daemon = daemon_of(device)
+    take_away(device)
+    assert doctor(disks) == {("attachment", "volume"), ("device", "volume")}
+    assert disks.json("show", "q")["status"] == "available"
+    assert doctor(disks) == {("device", "volume")}
+    put_right(disks)
+    assert daemon.ids() == [] and not daemon.disk.exists()
+
+
+@pytest.mark.root
+def test_a_daemon_that_lost_its_device_does_not_keep_the_file_to_itself(disks: Cli) -> None:
+    take_away(disks("attach", "q", "-o", "value").out.strip())
+    disks("image", "save", "q", "saved.img")
+    assert Path("saved.img").read_bytes().startswith(b"precious")
+    assert disks.json("doctor") == []
+
+
 def alone(cli: Cli) -> Path:
     """The layer of volumes whose files are gone, and their rows with the database."""
     cli("create", "other", "--size", "1M")

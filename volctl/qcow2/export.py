@@ -7,11 +7,12 @@ kill), so is the device.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
+from volctl.backend import Attached
 from volctl.errors import MissingError
 from volctl.files import object_named, os_open, translated
 from volctl.files.device import BlockDevice
@@ -22,7 +23,7 @@ from volctl.qcow2.fuse import Fuse
 from volctl.qcow2.nbd import Nbd
 from volctl.records import record
 
-__all__ = ["PROGRAM", "Export", "devices", "means"]
+__all__ = ["PROGRAM", "Export", "attached", "devices", "means"]
 
 
 def means() -> str:
@@ -32,22 +33,33 @@ def means() -> str:
     return "a loop device over FUSE" if fuse.there() else "none: there is neither nbd nor /dev/fuse"
 
 
-def devices(database: str, pool: str) -> Iterator[tuple[Object, BlockDevice]]:
-    """The devices of the volumes in a pool's directory, also of what is gone.
+def devices(database: str, pool: str) -> dict[Object, Attached]:
+    """The devices of the volumes in a pool's directory, also of what is gone, and for who may look there the disks
+    that are shown without a device, which somebody took away.
 
     Where the daemon is gone as well nobody knows whose the device was: it is told of any pool.
     """
-    for name, device in _marked(database):
-        target = object_named(name)
-        if target and (os.path.lexists(os.path.join(pool, name)) or Daemon(database, name).works_in(pool) is not False):
-            yield target, device
-
-
-def _marked(database: str) -> Iterator[tuple[str, BlockDevice]]:
-    """The devices of a database's volumes, with the names of these."""
+    directory, found = RUN / database, dict[Object, Attached]()
+    with suppress(OSError):
+        for disk in directory.iterdir():
+            if target := _of(disk, pool):
+                found[target] = Attached(str(disk), False)
     for disk, device in chain(fuse.devices(), nbd.marked()):
-        if disk.parent == RUN / database:
-            yield disk.name, device
+        if disk.parent == directory and (target := _of(disk, pool)):
+            found[target] = attached(device)
+    return found
+
+
+def attached(device: BlockDevice) -> Attached:
+    return Attached(str(device.node), device.read_only, device.sector_size)
+
+
+def _of(disk: Path, pool: str) -> Object | None:
+    """The volume of a pool whose disk this is."""
+    target, there = object_named(disk.name), os.path.lexists(os.path.join(pool, disk.name))
+    if target and (there or Daemon(disk.parent.name, disk.name).works_in(pool) is not False):
+        return target
+    return None
 
 
 @record
@@ -115,8 +127,8 @@ class Export:
         nbd_, fuse_ = self._ways
         if not (os.path.lexists(self.daemon.disk) or fuse_.mounted()):
             return
-        self.daemon.end()
         with translated(f"remove {self.daemon.disk}"):
+            self.daemon.end()
             fuse_.clear()
             nbd_.clear()
             for path in (self.daemon.socket, self.daemon.disk):

@@ -184,6 +184,13 @@ class Leftover(Difference):
         session.engine.start("orphan_delete", state, object_id=self.id, locks=locks)
 
 
+def is_attached(session: Session, volume: Volume, backend: str | None) -> bool:
+    """To a device that works, by its row and by the system: others are to go, whatever the row says."""
+    if volume.attachment is None or volume.backend != backend:
+        return False
+    return backend_of(session, backend).attached(Object("volume", volume.id), volume.attachment.device) is not None
+
+
 @mutable
 class StrayDevice(Difference):
     """A device of ours over a volume that is not attached."""
@@ -204,7 +211,7 @@ class StrayDevice(Difference):
 
     def _noted(self, session: Session) -> bool:
         volume = volume_of(session, self.id)
-        return volume is not None and volume.attachment is not None and volume.backend == self.backend
+        return volume is not None and is_attached(session, volume, self.backend)
 
     def repair(self, session: Session, locks: LockSet) -> None:
         state = OrphanState(self.backend or "", self.target.kind, self.target.id, self.target.id)

@@ -190,7 +190,7 @@ def _devices(session: Session, view: View) -> Iterator[Difference]:
             there = target in listing.objects
             if not there and _is_elsewhere(view, target, backend):
                 continue
-            known = volume is not None and volume.attachment is not None and volume.backend == backend
+            known = volume is not None and objects.is_attached(session, volume, backend)
             if there and (volume is None or (known and not device.suspended)):
                 continue  # without a row it goes with the object under it
             kind = (objects.SuspendedDevice if known else objects.StrayDevice) if there else objects.DeviceOverNothing
