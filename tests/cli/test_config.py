@@ -42,6 +42,9 @@ WRONG = [
     ('[[backend]]\nname = "a"\nkind = "loop"\ndirectory = "/x"\npreallocate = "on"', "preallocate"),
     ('[[backend]]\nname = "a"\nkind = "loop"\ndirectory = "/x"\nmode = "rw"', "mode"),
     ('[[backend]]\nname = "a"\nkind = "loop"\ndirectory = "/x"\nowner = "no-such-user"', "no-such-user"),
+    ('[[backend]]\nname = "a"\nkind = "loop"\ndirectory = "/x"\nowner = 99999999999', "99999999999"),
+    ('[[backend]]\nname = "a"\nkind = "loop"\ndirectory = "/x"\ngroup = 4294967295', "4294967295"),
+    ('[[backend]]\nname = "a"\nkind = "qcow2"\ndirectory = "/x"\ngroup = "a\\u0000"', "no such group"),
     ('[[backend]]\nname = "a"\nkind = "loop"\ndirectory = "/x"\nreserved_percentage = 101', "reserved_percentage"),
     ('[[backend]]\nname = "a"\nkind = "loop"\ndirectory = "/x"\nfilter_function = "1 +"', "position"),
     ("[backend]\nname = 3", "[[backend]]"),
@@ -189,6 +192,14 @@ def test_a_directory_of_another_database(cli: Cli) -> None:
     assert "another database" in told["backends"][0]["reason"]
     cli.error(8, "backend", "delete", "v", "--yes")
     assert len(list(pool.glob("volume-*"))) == 1
+
+
+@pytest.mark.parametrize("marker", ["", "{", "[]", "[" * 4000])
+def test_a_directory_with_a_damaged_marker(marker: str, cli: Cli) -> None:
+    pool, _ = two(cli)
+    (pool / ".volctl").write_text(marker)
+    error = cli.error(6, "no_backend", "create", "v", "--size", "1M", "--backend", "a")
+    assert "marker is damaged" in error["message"]
 
 
 def test_a_directory_with_somebody_elses_files(cli: Cli) -> None:

@@ -25,6 +25,7 @@ from volctl.records import record
 MARKER = ".volctl"
 _ADVICE = "mount it, or prepare it once: volctl backend init "
 _OBJECT = re.compile(r"(volume|snap|image)-([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
+_NOBODYS = 2**32 - 1  # no user or group has it: to chown(2) it says to leave what is
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NO_TRICKS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
@@ -67,14 +68,14 @@ class Ownership:
 def _id(option: str, value: object) -> int:
     if value is None:
         return -1
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _NOBODYS:
         return value
     import grp
     import pwd
 
     try:
         return pwd.getpwnam(str(value)).pw_uid if option == "owner" else grp.getgrnam(str(value)).gr_gid
-    except KeyError:
+    except (KeyError, ValueError):  # the latter for a NUL in it
         raise ConfigError(
             f"{option} = {value!r}: there is no such {'user' if option == 'owner' else 'group'}"
         ) from None
@@ -217,7 +218,7 @@ def _owner(at: int) -> str | None:
             return str(json.loads(os.read(fd, 4096))["database"])
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return ""
 
 
