@@ -299,6 +299,20 @@ def test_root_keeps_the_owner(as_user: Volctl) -> None:
 
 
 @pytest.mark.root
+def test_what_root_keeps_beside_a_users_volume_is_the_users(as_user: Volctl) -> None:
+    disks = f'[[backend]]\nname = "disks"\nkind = "qcow2"\ndirectory = "{as_user.home}/disks"\n'
+    (as_user.home / "config.toml").write_text(disks)
+    as_user("backend", "init", "disks", "--yes")
+    as_user("create", "v", "--size", "1M")
+    root = Volctl([sys.executable, "-m", "volctl"], as_user.home, environment(as_user.home, PYTHONPATH=str(REPO)))
+    root("set", "v", "--property", "key=value")
+    for path in as_user.state.glob("volctl.db*"):
+        path.unlink()
+    as_user("doctor", "--rebuild", "--yes")
+    assert as_user("show", "v", "--json").json()["properties"] == {"key": "value"}
+
+
+@pytest.mark.root
 def test_root_makes_a_state_directory_in_a_users_home(as_user: Volctl) -> None:
     root = Volctl([sys.executable, "-m", "volctl"], as_user.home, environment(as_user.home, PYTHONPATH=str(REPO)))
     root("create", "roots", "--size", "1M")

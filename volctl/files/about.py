@@ -37,9 +37,15 @@ def tell(place: Place, fd: int, target: Object, *, attribute: bool = True) -> No
                 raise
             with suppress(OSError):
                 os.removexattr(fd, ATTRIBUTE)  # an older one would be believed
-    with place.fresh(sidecar(target.name) + ".new", Ownership()) as beside:
+    with place.fresh(sidecar(target.name) + ".new", _ownership(fd)) as beside:
         os.write(beside, packed)
     place.replace(sidecar(target.name) + ".new", sidecar(target.name))
+
+
+def _ownership(fd: int) -> Ownership:
+    """Of a file beside: what root makes is for whoever has the object's own file."""
+    have = os.fstat(fd)
+    return Ownership(have.st_uid, have.st_gid) if os.geteuid() == 0 else Ownership()
 
 
 def told(place: Place, target: Object) -> Json | None:
