@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
 from volctl import interrupt
-from volctl.errors import BackendError, UsageError
+from volctl.errors import BackendError, UsageError, VolctlError
 from volctl.model import KiB
 from volctl.records import record
 
