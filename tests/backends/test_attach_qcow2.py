@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -23,6 +24,7 @@ from volctl.backend import Backend
 from volctl.errors import BackendError, InUseError
 from volctl.model import MiB, Object
 from volctl.qcow2.daemon import PROGRAM, Daemon
+from volctl.qcow2.export import Export
 
 pytestmark = pytest.mark.root
 
@@ -212,6 +214,26 @@ class TestQcow2(OnRows, Attaching):
         pool.delete(other)
         pool.detach(volume)
         assert qcow2_files.read(pool.path(volume)).startswith(b"after")
+
+    def test_a_chain_is_longer_than_a_programs_arguments(self, pool: Backend, volume: Object, tmp_path: Path) -> None:
+        """The daemon takes what it is told for what lies below, whatever the files say."""
+        deep = tmp_path.joinpath(*["d" * 250] * 10)
+        deep.mkdir(parents=True)
+        chain = [deep / f"{number}" for number in range(60)]
+        for path in chain:
+            shutil.copyfile(pool.path(volume), path)
+        daemon = Daemon(pool.setup.database, volume.name)
+        export = Export(daemon)
+        try:
+            device = export.attach(chain[0], chain[1:], read_only=False, sector_size=None)
+            assert device.node.read_bytes().startswith(b"head")
+            export.detach()
+            chain[-1].write_bytes(bytes(MiB))
+            with pytest.raises(BackendError, match=r"a chain of 60: .*not in qcow2 format$"):
+                export.attach(chain[0], chain[1:], read_only=False, sector_size=None)
+            assert daemon.ids() == []
+        finally:
+            export.detach()
 
     def test_a_process_of_another_user_that_is_named_like_the_daemon_is_none(
         self, pool: Backend, volume: Object

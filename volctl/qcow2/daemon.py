@@ -8,7 +8,6 @@ Sources: qemu-storage-daemon(1), QMP's blockdev-snapshot and block_resize.
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
@@ -74,16 +73,15 @@ class Daemon:
         with translated(f"make {self.disk}"):
             self.disk.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.disk.touch(mode=0o600)
-        node = _node(_name(chain[0]), chain)
-        command.run_server(
-            PROGRAM, "--daemonize",
-            "--chardev", self._chardev,
-            "--monitor", "chardev=qmp",
-            "--blockdev", json.dumps(node),
-            *more,
-            "--export", json.dumps(export | {"node-name": node["node-name"]}),
-            timeout=START,
-        )  # fmt: skip
+        words = ("--daemonize", "--chardev", self._chardev, "--monitor", "chardev=qmp")
+        command.run_server(PROGRAM, *words, *more, timeout=START)
+        try:
+            with connected(self.socket) as monitor:
+                _open(monitor, chain)
+                monitor.execute("block-export-add", export | {"node-name": _name(chain[0])})
+        except RefusedError as error:
+            self.end()
+            raise BackendError(f"{PROGRAM} does not show {self.name}, a chain of {len(chain)}: {error}") from error
 
     def check(self) -> None:
         """`BackendError` if it says nothing: who then waits for its disk waits until it goes on."""
@@ -131,7 +129,7 @@ class Daemon:
         if present in (overlay, None):
             return overlay
         if overlay not in _nodes(monitor):
-            monitor.execute("blockdev-add", _node(overlay, [path]))
+            monitor.execute("blockdev-add", _node(path))
         monitor.execute("blockdev-snapshot", {"node": present, "overlay": overlay})
         return overlay
 
@@ -160,17 +158,25 @@ def _nodes(monitor: Monitor) -> dict[str, int]:
     return {each["node-name"]: each["image"]["virtual-size"] for each in found}
 
 
-def _node(name: str, chain: Sequence[Path], *, writes: bool = True) -> dict[str, Any]:
-    """A qcow2 file and, spelt out, those below it. The first is written to also by growing a read-only device."""
-    path, *below = chain
-    node: dict[str, Any] = {
+def _open(monitor: Monitor, chain: Sequence[Path]) -> None:
+    """From the lowest file up, each by itself: of a long chain one description would be too long."""
+    below: str | None = None
+    for path in reversed(chain):
+        interrupt.check()
+        monitor.execute("blockdev-add", _node(path, below, writes=path == chain[0]))
+        below = _name(path)
+
+
+def _node(path: Path, below: str | None = None, *, writes: bool = True) -> dict[str, Any]:
+    """A qcow2 file over a node. The first of a chain is written to also by growing a read-only device."""
+    return {
         "driver": "qcow2",
+        "node-name": _name(path),
         "read-only": not writes,
         "discard": "unmap",
         "file": {"driver": "file", "filename": str(path), "read-only": not writes},
-        "backing": _node("", below, writes=False) if below else None,
+        "backing": below,
     }
-    return node | ({"node-name": name} if name else {})
 
 
 @contextmanager
