@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -192,7 +193,7 @@ class TestQcow2(OnRows, Attaching):
         """What it shows cannot be looked at until it goes on, and a wait for that cannot be ended by a signal."""
         device, other = pool.attach(volume, read_only=False), new()
         daemon = daemon_of(device)
-        go_on = threading.Timer(20, signal_daemon, (daemon, signal.SIGCONT))
+        go_on = threading.Timer(60, signal_daemon, (daemon, signal.SIGCONT))
         go_on.start()
         signal_daemon(daemon, signal.SIGSTOP)
         try:
@@ -214,6 +215,14 @@ class TestQcow2(OnRows, Attaching):
         pool.delete(other)
         pool.detach(volume)
         assert qcow2_files.read(pool.path(volume)).startswith(b"after")
+
+    def test_many_ask_a_daemon_at_once(self, pool: Backend, volume: Object) -> None:
+        """It answers one at a time."""
+        pool.attach(volume, read_only=False)
+        daemon = Daemon(pool.setup.database, volume.name)
+        with ThreadPoolExecutor(12) as crowd:
+            asked = [crowd.submit(daemon.size, pool.path(volume)) for _ in range(60)]
+            assert {each.result() for each in asked} == {SIZE}
 
     def test_a_chain_is_longer_than_a_programs_arguments(self, pool: Backend, volume: Object, tmp_path: Path) -> None:
         """The daemon takes what it is told for what lies below, whatever the files say."""

@@ -26,6 +26,7 @@ from volctl.records import record
 PROGRAM = "qemu-storage-daemon"
 RUN = Path("/run/volctl")
 START, STOP = 30.0, 60.0  # seconds; what is stopped writes its last tables
+BUSY = 5.0  # seconds that one may be too busy to answer
 
 
 @record
@@ -85,7 +86,7 @@ class Daemon:
 
     def check(self) -> None:
         """`BackendError` if it says nothing: who then waits for its disk waits until it goes on."""
-        if silent(self.socket):
+        if silent(self.socket, BUSY):
             raise BackendError(f"the storage daemon at {self.socket} does not answer", hint="was it stopped?")
 
     def end(self) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from volctl import interrupt
 from volctl.errors import BackendError
 from volctl.records import record
 
 PATIENCE = 30.0  # seconds for one answer
-LOOK = 1.0  # and for a greeting, of who only looks
+LOOK = 1.0  # and for a greeting
 
 
 class RefusedError(Exception):
@@ -44,8 +46,7 @@ def connected(path: Path) -> Iterator[Monitor]:
     """`BackendError` if nobody answers at the socket."""
     with socket.socket(socket.AF_UNIX) as channel:
         with _answering(path):
-            channel.settimeout(PATIENCE)
-            channel.connect(str(path))
+            _connect(channel, path, PATIENCE)
         with channel.makefile("rw", encoding="utf-8") as stream:
             monitor = Monitor(path, stream)
             with _answering(path):
@@ -54,18 +55,31 @@ def connected(path: Path) -> Iterator[Monitor]:
             yield monitor
 
 
-def silent(path: Path) -> bool:
+def silent(path: Path, patience: float = LOOK) -> bool:
     """Does whoever listens at the socket say nothing, such as a program that was stopped?"""
     with socket.socket(socket.AF_UNIX) as channel:
-        channel.settimeout(LOOK)
         try:
-            channel.connect(str(path))
+            _connect(channel, path, patience)
             channel.recv(1)
-        except (TimeoutError, BlockingIOError):  # many wait for it already
+        except (TimeoutError, BlockingIOError):
             return True
         except OSError:
             return False
     return False
+
+
+def _connect(channel: socket.socket, path: Path, patience: float) -> None:
+    """One is answered at a time, and few may wait: who is one too many is told so at once."""
+    channel.settimeout(patience)
+    end = time.monotonic() + patience
+    while True:
+        try:
+            channel.connect(str(path))
+            return
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise
+            interrupt.pause(0.02)
 
 
 @contextmanager
