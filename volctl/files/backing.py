@@ -12,8 +12,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from volctl import kernel
@@ -22,14 +24,14 @@ INFO = struct.Struct("<5Q4I64s64s32s2Q")  # struct loop_info64
 DEVICE, INODE, NUMBER, FLAGS, NAME = 0, 1, 2, 8, 9  # what we read of it; the number is that of a device that it is over
 _GET_STATUS64 = 0x4C05
 DETACHED = (errno.ENXIO, errno.ENODEV, errno.ENOENT)
-_SERVED = ("fuse", "nfs", "cifs", "smb")
+_SERVED = re.compile(" - (?:fuse(?!ctl)|nfs|cifs|smb)")  # in a line of mountinfo
 
 
 def backed_by(file: os.stat_result, name: str, pattern: str = "loop*") -> Iterator[str]:
     """Names of the loop devices over a file of that name."""
     mounts: list[kernel.Mount] | None = None
     for loop, path in kernel.loops(pattern):
-        mounts = list(kernel.mounts()) if mounts is None else mounts
+        mounts = _mounts() if mounts is None else mounts
         if not _served(path, file, mounts) and _is_over(loop, path, file, name):
             yield loop
 
@@ -41,12 +43,17 @@ def status(at: int) -> list[Any]:
     return list(INFO.unpack(buffer))
 
 
+def _mounts() -> list[kernel.Mount]:
+    """None where nothing is served, as is usual: that is soon seen."""
+    return list(kernel.mounts()) if _SERVED.search(kernel.text(Path("/proc/self/mountinfo"))) else []
+
+
 def _served(path: str, file: os.stat_result, mounts: list[kernel.Mount]) -> bool:
     """Is what lies at `path` of a server, and of another than the file?"""
     over = [mount for mount in mounts if f"{path}/".startswith(f"{mount.point.rstrip('/')}/")]
     mount = max(reversed(over), key=lambda mount: len(mount.point), default=None)
     number = f"{os.major(file.st_dev)}:{os.minor(file.st_dev)}"
-    return mount is not None and mount.kind.startswith(_SERVED) and mount.device != number
+    return mount is not None and _SERVED.match(f" - {mount.kind}") is not None and mount.device != number
 
 
 def _is_over(loop: str, path: str, file: os.stat_result, name: str) -> bool:
