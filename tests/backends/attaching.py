@@ -11,6 +11,8 @@ class TestTape(Attaching):
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,6 +108,14 @@ class Attaching:
         assert found and found.device == device, "it left with its holder"
         pool.detach(volume)
         assert pool.attached(volume) is None
+
+    def test_a_passing_look_is_waited_for(self, pool: Backend, volume: Object, tmp_path: Path) -> None:
+        shutil.copy(str(shutil.which("sleep")), tmp_path / "losetup")  # which opens every device to list them
+        with open(pool.attach(volume, read_only=False), "rb") as device:
+            looks = subprocess.Popen([tmp_path / "losetup", "0.5"], stdin=device)
+        pool.detach(volume)
+        assert pool.attached(volume) is None
+        looks.wait()
 
     def test_after_a_reboot_it_is_not_attached_and_can_be_again(self, pool: Backend, volume: Object) -> None:
         device = pool.attach(volume, read_only=True)

@@ -14,7 +14,7 @@ from volctl.records import record
 
 SECTOR_SIZES = (512, 4096)
 _PATIENCE = 3.0  # seconds for udev, which looks at every device that changes
-PROBES = ("udev", "(udev-worker)", "systemd-udevd", "blkid")
+PROBES = ("udev", "(udev-worker)", "systemd-udevd", "blkid", "losetup")  # the last opens each loop device that it lists
 
 
 @record
