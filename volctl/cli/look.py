@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,7 +14,7 @@ import typer
 from volctl.cli import stdout, words
 from volctl.cli.human import Row
 from volctl.cli.options import common, typer_app, verb, whole
-from volctl.cli.output import view
+from volctl.cli.output import View, view
 from volctl.cli.session import session
 from volctl.cli.text import escape
 
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from volctl.model import TreeNode
 
 app = typer_app()
+
+DEEPEST = 50_000  # Python's own limit is 1,000
 
 NODE_FIELDS = ("kind", "id", "name", "size", "status", "children")
 NODE_COLUMNS = ("name", "kind", "size", "status", "id")
@@ -80,7 +85,22 @@ def path(ctx: typer.Context, ref: words.Ref) -> None:
 @verb(app, "tree")
 def tree(ctx: typer.Context, ref: words.SomeRef = None) -> None:
     """Show volumes, their snapshots and their clones."""
-    shown = view(ctx, NODE_FIELDS, NODE_COLUMNS)
+    with deep():
+        _tree(ctx, view(ctx, NODE_FIELDS, NODE_COLUMNS), ref)
+
+
+@contextmanager
+def deep() -> Iterator[None]:
+    """A chain of clones, each of the one before, takes a few calls within calls for each of them."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(DEEPEST)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
+
+
+def _tree(ctx: typer.Context, shown: View, ref: str | None) -> None:
     with session(ctx, reads=True) as s:
         from volctl.service.tree import tree as family
 
@@ -100,7 +120,7 @@ def branches(nodes: list[TreeNode] | tuple[TreeNode, ...], indent: str, depth: i
     from volctl.model import to_json
 
     for node in nodes:
-        row: Row = to_json(node)
+        row: Row = to_json(replace(node, children=()))
         yield row | {"name": indent * depth + (node.name or ("-" if indent else "")), "children": len(node.children)}
         yield from branches(node.children, indent, depth + 1)
 

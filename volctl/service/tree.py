@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 from volctl.db import snapshots, volumes
@@ -15,13 +14,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 
-DEEPEST = 50_000
-"""Calls within calls: a chain of clones, each of the one before, takes a few for each of them to make and to show."""
-
-
 def tree(session: Session, ref: str | None) -> list[TreeNode]:
     """Volumes with their snapshots, and what was made from them; all of the project without `ref`."""
-    sys.setrecursionlimit(max(sys.getrecursionlimit(), DEEPEST))
     attached_as_found(session)
     with session.store.read() as tx:
         if ref is not None:
