@@ -226,7 +226,30 @@ def test_a_link_that_is_only_named_like_a_note_of_ours_leads_to_nothing(cli: Cli
     left, note = cli.home / f".volctl-backup-{(killed := uuid.uuid4())}", cli.state / f"backup-{killed}"
     left.write_bytes(b"half")
     note.symlink_to(left)
+    beside = [left.with_name(left.name + end) for end in ("-wal", "-shm")]
+    for path in beside:
+        path.write_bytes(b"half")
     cli("list")
     assert (cli.home / "mine.db").exists() and cli.file("v").exists() and stranger.exists()
-    assert not left.exists() and not note.is_symlink()
+    assert not any(path.exists() for path in (left, *beside)) and not note.is_symlink()
     assert cli.json("doctor") == []
+
+
+SIGNALLED = """
+import os, signal, sys
+from volctl import files
+from volctl.cli import main
+give_name = files.give_name
+def signalled(*args, **how):
+    give_name(*args, **how)
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGINT)
+files.give_name = signalled
+sys.exit(main(["backup-db", "copy.db"]))
+"""
+
+
+def test_a_backup_that_is_there_is_done_whatever_signals_come(cli: Cli, volctl: Volctl) -> None:
+    cli.volume("v")
+    done = subprocess.run([sys.executable, "-c", SIGNALLED], env=volctl.environment, cwd=cli.home, check=False)
+    assert done.returncode == 0 and (cli.home / "copy.db").exists()

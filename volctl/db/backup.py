@@ -32,20 +32,29 @@ def backup(store: Store, target: Path, amend: Callable[[Connection], None], *, r
     file, unless `replace`; `UsageError` for a place where none should be.
     """
     _check(store, target, replace=replace)
-    with files.translated(f"back up the database to {target}"), _temporary(store, target) as (path, fd):
+    doing = f"back up the database to {target}"
+    with interrupt.work(), files.translated(doing), _temporary(store, target) as (path, fd):
         _copy(store, path, fd, amend)
         os.fsync(fd)
         size = os.fstat(fd).st_size
         _check(store, target, replace=replace)
-        files.give_name(path, target, replace=replace)
-        try:
-            with files.os_open(target.parent, os.O_RDONLY | os.O_DIRECTORY) as directory:
-                os.fsync(directory)
-        except BaseException:
-            if not replace:  # else what it replaced is gone, and this is better than nothing
-                target.unlink()
-            raise
+        interrupt.check()
+        with interrupt.closing():
+            _give_name(path, target, replace=replace)
+            interrupt.finished()
     return size
+
+
+def _give_name(path: Path, target: Path, *, replace: bool) -> None:
+    """Durable on return, or undone."""
+    files.give_name(path, target, replace=replace)
+    try:
+        with files.os_open(target.parent, os.O_RDONLY | os.O_DIRECTORY) as directory:
+            os.fsync(directory)
+    except BaseException:
+        if not replace:  # else what it replaced is gone, and this is better than nothing
+            target.unlink()
+        raise
 
 
 def _check(store: Store, target: Path, *, replace: bool) -> None:
@@ -91,9 +100,15 @@ def _temporary(store: Store, target: Path) -> Iterator[tuple[Path, int]]:
         yield path, fd
     finally:
         with suppress(OSError):  # as long as the note is there, the next command tries again
-            path.unlink(missing_ok=True)
+            _remove(path)
             note.unlink(missing_ok=True)
         os.close(fd)
+
+
+def _remove(path: Path) -> None:
+    """The file last: without it nobody looks for what SQLite kept beside it."""
+    for end in ("-journal", "-shm", "-wal", ""):
+        path.with_name(path.name + end).unlink(missing_ok=True)
 
 
 def sweep(state: Path) -> None:
@@ -111,7 +126,10 @@ def _unfinished(note: Path) -> Path | None:
     name = note.name.removeprefix(BACKUP_NOTE)
     if not (is_uuid(name) and note.is_symlink()):
         return None
-    path = note.readlink()
+    try:
+        path = note.readlink()
+    except FileNotFoundError:  # another command swept it
+        return None
     return path if path.is_absolute() and path.name == UNFINISHED + name else None
 
 
@@ -124,7 +142,7 @@ def _forget(note: Path) -> None:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return  # a backup that lives
-        path.unlink()
+        _remove(path)
     note.unlink(missing_ok=True)
 
 
