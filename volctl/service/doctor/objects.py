@@ -101,7 +101,8 @@ class CachedImageObject(Difference):
     def look(self, session: Session) -> bool:
         with session.store.read() as tx:
             entry = image_cache.find(tx, self.id or "")
-        if entry is None or worked_on(session, entry.id):
+            busy = journal.is_open_for(tx, self.id or "")  # in one view: whoever fills it does not hold its lock
+        if entry is None or busy:
             return False
         size = size_of(backend_of(session, entry.backend), entry.object)
         self.status, self.fix = entry.status, "let go of it"
