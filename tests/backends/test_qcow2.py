@@ -23,6 +23,7 @@ from volctl import command, held
 from volctl.backend import Backend, Setup
 from volctl.db.chains import StoredChains
 from volctl.db.store import Store, open_store
+from volctl.errors import InUseError
 from volctl.model import KiB, Object
 from volctl.qcow2 import tool
 from volctl.qcow2.qmp import Monitor
@@ -123,7 +124,9 @@ class InMemory:
     def children(self, name: str) -> list[str]:
         return sorted(child for child, parents in self.rows.items() if name in parents)
 
-    def note(self, name: str, parents: Collection[str | None]) -> None:
+    def note(self, name: str, parents: Collection[str | None], known: set[str | None] | None = None) -> None:
+        if known is not None and self.parents(name) != known:
+            return
         self.rows[name] = set(parents)
         if self.rows[name] == {None}:
             del self.rows[name]
@@ -224,3 +227,30 @@ class TestDeleteOrders:
 
 def layers_in(directory: Path) -> list[str]:
     return sorted(name for name in os.listdir(directory) if name.startswith("layer-"))
+
+
+@dataclass
+class Raced(InMemory):
+    """Whoever is making `made` ends that just when its rows were looked at."""
+
+    made: str = ""
+
+    def parents(self, name: str) -> set[str | None]:
+        seen = super().parents(name)
+        if name == self.made and None in seen:
+            self.rows[name] = seen - {None}
+        return seen
+
+
+def test_who_looks_without_a_lock_writes_over_nothing(tmp_path: Path) -> None:
+    """An image is asked after by those who do not hold the locks of what is just being made over it."""
+    rows, image, source, target = Raced(), new("image"), new(), new()
+    pool = in_memory(tmp_path / "pool", rows)
+    pool.init()
+    pool.create(image, 64 * KiB)
+    pool.clone(image, source, 64 * KiB, quiet)
+    rows.note(target.name, {None, image.name})
+    rows.made = target.name
+    with pytest.raises(InUseError):
+        pool.delete(image)
+    assert rows.rows[target.name] == {image.name}

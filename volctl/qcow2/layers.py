@@ -111,7 +111,10 @@ class Layers:
         return [child for child in self.chains.children(name) if self._lies_over(child, name)]
 
     def _lies_over(self, child: str, name: str) -> bool:
-        """A file that was swapped for another, or damaged, keeps what its predecessor needed."""
+        """A file that was swapped for another, or damaged, keeps what its predecessor needed.
+
+        Who asks may not hold the child's lock (an image lies below many trees): whoever does is writing its rows.
+        """
         parents = self.chains.parents(child)
         if self._there(child):
             try:
@@ -120,7 +123,7 @@ class Layers:
                 return True
             if backing == name or backing not in parents:
                 return True
-        self.chains.note(child, parents - {name} or {None})
+        self.chains.note(child, parents - {name} or {None}, known=parents)
         return False
 
     # -- make
