@@ -250,7 +250,8 @@ def test_who_looks_without_a_lock_writes_over_nothing(tmp_path: Path) -> None:
     pool.create(image, 64 * KiB)
     pool.clone(image, source, 64 * KiB, quiet)
     rows.note(target.name, {None, image.name})
-    rows.made = target.name
+    rows.made, frozen = target.name, f"layer-{uuid.uuid4()}"
+    rows.note(frozen, {image.name})
     with pytest.raises(InUseError):
         pool.delete(image)
-    assert rows.rows[target.name] == {image.name}
+    assert rows.rows[target.name] == rows.rows[frozen] == {image.name}

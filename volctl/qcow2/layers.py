@@ -113,7 +113,7 @@ class Layers:
     def _lies_over(self, child: str, name: str) -> bool:
         """A file that was swapped for another, or damaged, keeps what its predecessor needed.
 
-        Who asks may not hold the child's lock (an image lies below many trees): whoever does is writing its rows.
+        Who asks after an image does not hold the locks of all that may lie over it: those rows are not his to write.
         """
         parents = self.chains.parents(child)
         if self._there(child):
@@ -123,7 +123,8 @@ class Layers:
                 return True
             if backing == name or backing not in parents:
                 return True
-        self.chains.note(child, parents - {name} or {None}, known=parents)
+        if is_layer(name):
+            self.chains.note(child, parents - {name} or {None}, known=parents)
         return False
 
     # -- make
