@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import itertools
 from collections.abc import Iterator
+from contextlib import suppress
 
 from volctl import interrupt
 from volctl.db import snapshots, volumes
@@ -72,7 +73,8 @@ def attached_as_found(session: Session) -> None:
     with session.store.read() as tx:
         attached = volumes.in_status(tx, Status.IN_USE)
     for volume in attached:
-        as_found(session.env, volume)
+        with suppress(NotFoundError):  # deleted since
+            as_found(session.env, volume)
 
 
 def find(session: Session, ref: str) -> Volume:
