@@ -15,7 +15,7 @@ from sqlalchemy import Connection, create_engine
 from sqlalchemy.pool import StaticPool
 
 from volctl import files, interrupt
-from volctl.db.store import BACKUP_NOTE, Store, alone_in
+from volctl.db.store import BACKUP_NOTE, Store, alone_in, remove_files
 from volctl.errors import DatabaseError, ExistsError, NoSpaceError, UsageError
 from volctl.model import is_uuid
 
@@ -100,15 +100,9 @@ def _temporary(store: Store, target: Path) -> Iterator[tuple[Path, int]]:
         yield path, fd
     finally:
         with suppress(OSError):  # as long as the note is there, the next command tries again
-            _remove(path)
+            remove_files(path)
             note.unlink(missing_ok=True)
         os.close(fd)
-
-
-def _remove(path: Path) -> None:
-    """The file last: without it nobody looks for what SQLite kept beside it."""
-    for end in ("-journal", "-shm", "-wal", ""):
-        path.with_name(path.name + end).unlink(missing_ok=True)
 
 
 def sweep(state: Path) -> None:
@@ -142,7 +136,7 @@ def _forget(note: Path) -> None:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return  # a backup that lives
-        _remove(path)
+        remove_files(path)  # itself last: without it nobody looks for the rest
     note.unlink(missing_ok=True)
 
 

@@ -275,8 +275,8 @@ def leftovers(path: Path) -> list[Path]:
 
 
 def remove_files(path: Path) -> None:
-    """A database and what SQLite keeps beside it; not there is success."""
-    for part in _parts(path):
+    """A database and what SQLite keeps beside it, itself last; not there is success."""
+    for part in reversed(_parts(path)):
         part.unlink(missing_ok=True)
 
 

@@ -18,7 +18,7 @@ from volctl.engine.running import Run
 from volctl.engine.task import Flow, Task
 from volctl.errors import BackendError, ImageError, ImageTooBigError, NoSpaceError
 from volctl.flows.context import Context
-from volctl.flows.image import part_of, stored
+from volctl.flows.image import new_of, part_of, stored
 from volctl.images import checksums, gate, packed, signatures, store
 from volctl.images.fetch import Download
 from volctl.images.formats.magic import identify
@@ -66,7 +66,7 @@ class FetchTask(Task[Context, FetchState]):
 
 
 def _unpacked(run: FetchRun) -> Path:
-    return run.env.places.images / f"{run.state.image_id}.new"
+    return new_of(run.env, run.state.image_id)
 
 
 def _whole(run: FetchRun) -> Path:

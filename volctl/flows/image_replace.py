@@ -16,7 +16,7 @@ from volctl.engine.task import Direction, Flow, Task
 from volctl.errors import VolctlError
 from volctl.files import os_open
 from volctl.flows.context import Context
-from volctl.flows.image import stored
+from volctl.flows.image import new_of, stored
 from volctl.images import store
 from volctl.model import Json, Status
 from volctl.records import mutable
@@ -80,7 +80,7 @@ class ReplaceFileTask(ReplaceTask):
 
 
 def _beside(run: ReplaceRun) -> Path:
-    return run.env.places.images / f"{run.state.image_id}.new"
+    return new_of(run.env, run.state.image_id)
 
 
 class ReplaceEntryTask(ReplaceTask):

@@ -62,7 +62,7 @@ def absolute(text: str) -> str:
     try:
         return os.path.abspath(text)
     except FileNotFoundError as error:
-        raise UsageError(f"the directory in which {text} would be is gone") from error
+        raise UsageError("the working directory is gone", hint="name the file by its whole path") from error
 
 
 def description(text: str | None) -> str | None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from volctl.db import backup as database
 from volctl.engine import journal
-from volctl.errors import UsageError
+from volctl.flows import words
 from volctl.model import Json
 from volctl.service import flows
 from volctl.service.session import Session
@@ -19,10 +18,7 @@ if TYPE_CHECKING:
 
 def backup(session: Session, file: str, *, replace: bool = False) -> Json:
     """Copy the database to a file, also while commands run; its path, its size in bytes, the database's uuid."""
-    try:
-        target = Path(os.path.abspath(file))
-    except FileNotFoundError as error:
-        raise UsageError("the working directory is gone", hint="name the file by its whole path") from error
+    target = Path(words.absolute(file))
     size = database.backup(session.store, target, _end_flows, replace=replace)
     return {"file": str(target), "size": size, "database": session.store.uuid}
 
