@@ -14,6 +14,7 @@ import pytest
 
 from tests.backends.conformance import stranger
 from tests.backends.test_attach_qcow2 import end_daemon
+from volctl.backend import Attached
 from volctl.db import store
 from volctl.engine import journal
 from volctl.errors import AccessError, BackendError, ConflictError, InUseError, UsageError, VolctlError
@@ -224,6 +225,22 @@ def test_what_was_read_before_does_not_overwrite_what_is(world: World) -> None:
         attach.detach(session, "v")
         now = attach.attach(session, "v", read_only=True)
         assert as_found(session.env, before) == now == volumes.find(session, "v")
+
+
+def test_list_passes_over_what_is_deleted_while_it_looks(fake: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake.open() as session:
+        attach.attach(session, "v")
+        pool = session.env.backends.get("pool")
+
+        def deleted_meanwhile(volume: Object, device: str | None) -> Attached | None:
+            monkeypatch.undo()
+            with fake.open() as other:
+                attach.detach(other, "v")
+                volumes.delete(other, "v")
+            return pool.attached(volume, device)
+
+        monkeypatch.setattr(pool, "attached", deleted_meanwhile)
+        assert volumes.list_(session) == []
 
 
 def test_create_and_attach(world: World) -> None:
