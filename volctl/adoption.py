@@ -42,11 +42,17 @@ class Adoption(ABC):
 
     @abstractmethod
     def take(self, name: str, target: Object) -> None:
-        """What has this name becomes `target`, with our mark and what it is about. It was so already: success."""
+        """What has this name becomes `target`, with our mark and what it is about. It was so already: success.
+
+        `NotFoundError` if there is neither.
+        """
 
     @abstractmethod
     def give(self, volume: Object, name: str) -> None:
-        """The volume gets this name and loses our mark. It was so already: success."""
+        """The volume gets this name and loses our mark. It was so already: success.
+
+        `NotFoundError` if there is neither.
+        """
 
     @abstractmethod
     def free(self, wanted: str) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from volctl import files
 from volctl.adoption import Adoption, Found
 from volctl.backend import Attached, Backend, Info, Listing, Problem, Setup, Stats, check_options
-from volctl.errors import AccessError, BackendError, ConflictError, ExistsError, InUseError, NotFoundError, UsageError
+from volctl.errors import AccessError, ConflictError, ExistsError, InUseError, NotFoundError, UsageError
 from volctl.model import Object
 from volctl.records import record
 
@@ -249,4 +249,4 @@ def _name(place: files.Place, name: str, other: str) -> None:
 
 def _must_be(place: files.Place, name: str) -> None:
     if place.stat(name) is None:
-        raise BackendError(f"{name} is not in {place.path}")
+        raise NotFoundError(f"there is no file {name} in {place.path}")

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -47,6 +48,12 @@ class Ended:
     @property
     def commits(self) -> int:
         return self.points.count("after commit")
+
+
+def until_stopped(pid: int) -> None:
+    """Until a signal has stopped it."""
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        time.sleep(0.01)
 
 
 class Zygote:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 
-from tests.engine.crash import MiB, Rig, noise
+from tests.engine.crash import KILLED, MiB, Rig, noise, until_stopped
 
 CROWD = 8
 
@@ -45,3 +50,44 @@ def test_no_image_is_a_volume_that_is_gone(rig: Rig, verb: str) -> None:
         if rig.volume(f"v{number}") is None:
             images = rig.run("image", "list", "--json", status=0).json()
             assert f"volume:{volume}" not in {image["location"] for image in images}
+
+
+@contextmanager
+def stopped(rig: Rig, point: str, *argv: str) -> Iterator[None]:
+    """Inside, that command stands still there; then it is killed, and what it left is looked at."""
+    pid = rig.start(*argv, signals={point: signal.SIGSTOP})
+    until_stopped(pid)
+    yield
+    os.kill(pid, signal.SIGKILL)
+    rig.join(pid)
+    assert rig.run("doctor", "--json", status=0).json() == []
+
+
+@pytest.mark.parametrize("point", ["before TakeTask", "after TakeTask"])
+def test_what_is_being_adopted_is_not_adopted(rig: Rig, point: str) -> None:
+    """Whoever came second could neither take it nor say what there was to give back."""
+    file = noise(rig.pools["a"] / "stray", MiB, 1).source
+    with stopped(rig, point, "adopt", "a", str(file), "v"):
+        told = rig.run("adopt", "a", str(file), "w", status=5 if point.startswith("before") else 4)
+        assert ("is being adopted" if point.startswith("before") else "there is no file") in told.err
+    rig.run("adopt", "a", str(file), "w", status=0)
+
+
+def test_the_name_of_what_is_being_adopted_is_not_given(rig: Rig) -> None:
+    """The adoption may yet be undone, and its file needs its name again."""
+    rig.run("create", "stray", "--size", "1M", status=0)
+    file = noise(rig.pools["a"] / "stray", MiB, 1).source
+    with stopped(rig, "after TakeTask", "adopt", "a", str(file), "v"):
+        told = rig.run("release", "stray", status=5)
+        assert "is being adopted" in told.err
+    assert file is not None and file.exists()
+    assert rig.run("release", "stray", "--json", status=0).json()["path"].endswith("stray-2")
+
+
+def test_what_is_gone_before_it_was_adopted_need_not_be_given_back(rig: Rig) -> None:
+    file = noise(rig.pools["a"] / "stray", MiB, 1).source
+    assert file is not None
+    rig.run("adopt", "a", str(file), "v", signals={"before TakeTask": signal.SIGKILL}, status=KILLED)
+    file.rename(rig.root / "stray")
+    assert rig.check() == []
+    assert rig.volume("v") is None

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.engine.crash import Rig
+from tests.engine.crash import Rig, until_stopped
 from tests.oracle import Content
 from tests.torture.core import Budget, Tally, another, mounted, worlds
 from tests.torture.full import Shortage, suffered
@@ -94,8 +92,3 @@ def test_what_is_being_released_is_not_adopted() -> None:
         assert (told.status, "is being released" in told.err) == (5, True), told.err
         assert rig.check() == []
         assert rig.there("bystander")["status"] == "available"
-
-
-def until_stopped(pid: int) -> None:
-    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
-        time.sleep(0.01)

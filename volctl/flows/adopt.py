@@ -6,6 +6,7 @@ Neither touches a byte. Both are undone if they fail or die: the name goes back,
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import field
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -16,7 +17,7 @@ from volctl.db.quotas import Usage
 from volctl.engine import journal
 from volctl.engine.running import Run
 from volctl.engine.task import Flow, Task
-from volctl.errors import ConflictError, ExistsError, ImageError, MissingError
+from volctl.errors import ConflictError, ExistsError, ImageError, MissingError, NotFoundError
 from volctl.flows import about, fault
 from volctl.flows.context import Context
 from volctl.flows.delete import check_deletable, check_holders
@@ -70,7 +71,6 @@ class CheckAdoptTask(AdoptTask):
             _refuse_ours(tx, os.path.basename(state.source))
         found = adoption(env, state.backend).look(state.source)
         with env.store.read() as tx:
-            _refuse_half_released(tx, state.backend, found)
             _refuse_image(tx, found.path)
         _check_format(found, adoption(env, state.backend).format)
         state.thing, state.path, state.size = found.name, found.path, found.size
@@ -82,6 +82,7 @@ class CheckAdoptTask(AdoptTask):
         quota.check_size(tx, state.size)
         quota.check(tx, Usage(volumes=1, gigabytes=state.size), None)
         _refuse_name(tx, state)
+        _refuse_moving(tx, run)
         volumes.insert_row(tx, _as_row(run))
         events.add(tx, "volume.status", state.volume_id, run.request, {"from": None, "to": Status.CREATING})
 
@@ -103,7 +104,8 @@ class TakeTask(AdoptTask):
         adoption(run.env, run.state.backend).take(run.state.thing, about.volume(run.env, run.state.volume_id))
 
     def revert(self, run: AdoptRun) -> None:
-        adoption(run.env, run.state.backend).give(run.state.object, run.state.thing)
+        with suppress(NotFoundError):  # nor is it under its own name: there is nothing to give back
+            adoption(run.env, run.state.backend).give(run.state.object, run.state.thing)
 
 
 class FinishAdoptTask(AdoptTask):
@@ -143,6 +145,7 @@ class CheckReleaseTask(AdoptTask):
     def record(self, tx: Connection, run: AdoptRun) -> None:
         if since := images.at_location(tx, f"{VOLUME_SCHEME}{run.state.volume_id}"):
             raise _is_image(f"volume {run.state.volume_id}", since[0], run.state.volume_id)
+        _refuse_moving(tx, run)
         volumes.transition(tx, run.state.volume_id, RELEASABLE, Status.DELETING, run.request)
 
     def unrecord(self, tx: Connection, run: AdoptRun) -> None:
@@ -193,12 +196,13 @@ def _refuse_ours(tx: Connection, name: str) -> None:
         raise ConflictError(f"{name} is {row.label} already", volume=row.id)
 
 
-def _refuse_half_released(tx: Connection, backend: str, found: Found) -> None:
-    """What a release gave its name may yet be taken back, until its last row is written."""
+def _refuse_moving(tx: Connection, run: AdoptRun) -> None:
+    """Until the last row of an adoption or a release is written, what has or had its name may yet be moved back."""
+    state, doing = run.state, {ADOPT.name: "adopted", RELEASE.name: "released"}
     for row in journal.unfinished(tx, all_=True):
-        flow = journal.load(tx, row["id"]) if row["name"] == RELEASE.name else None
-        if flow and (flow["state"]["backend"], flow["state"]["thing"]) == (backend, found.name):
-            raise ConflictError(f"{found.name} is being released", volume=row["object_id"])
+        flow = journal.load(tx, row["id"]) if row["name"] in doing and row["id"] != run.id else None
+        if flow and (flow["state"]["backend"], flow["state"]["thing"]) == (state.backend, state.thing):
+            raise ConflictError(f"{state.thing} is being {doing[row['name']]}", volume=row["object_id"])
 
 
 def _refuse_image(tx: Connection, path: str, volume_id: str | None = None) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 from volctl import udev
 from volctl.adoption import Adoption, Found
-from volctl.errors import BackendError, InUseError, NotFoundError, UsageError
+from volctl.errors import InUseError, NotFoundError, UsageError
 from volctl.lvm.group import MARK, Session
 from volctl.lvm.report import LogicalVolume, VolumeGroup
 from volctl.model import Object
@@ -40,7 +40,7 @@ class LvAdoption(Adoption):
         if "/" in name:
             raise UsageError(f"{source} is not in volume group {group.name} of this backend")
         if (lv := group.lv(name)) is None:
-            raise NotFoundError(f"there is no LV {name} in volume group {group.name}")
+            raise _no_lv(name, group)
         if why := self._unfit(group, lv):
             raise UsageError(f"{group.name}/{name} {why}")
         if lv.active and (holders := udev.holders(self.session.path(name))):
@@ -73,7 +73,7 @@ class LvAdoption(Adoption):
         group = self.session.see()
         lv = group.lv(target.name) or group.lv(name)
         if lv is None:
-            raise BackendError(f"{name} is not in volume group {group.name}")
+            raise _no_lv(name, group)
         wanted = self.session.tags(target)
         if not wanted <= lv.tags:
             self.session.change(lambda verbs: verbs.tag(lv.name, add=wanted - lv.tags))
@@ -86,7 +86,7 @@ class LvAdoption(Adoption):
         group = self.session.see()
         lv = group.lv(volume.name) or group.lv(name)
         if lv is None:
-            raise BackendError(f"{volume.name} is not in volume group {group.name}")
+            raise _no_lv(volume.name, group)
         if lv.name != name:
             self.session.change(lambda verbs: verbs.rename(lv.name, name))
         if drop := ours(lv.tags):
@@ -100,3 +100,7 @@ class LvAdoption(Adoption):
 
     def path(self, name: str) -> str:
         return str(self.session.path(name))
+
+
+def _no_lv(name: str, group: VolumeGroup) -> NotFoundError:
+    return NotFoundError(f"there is no LV {name} in volume group {group.name}")
