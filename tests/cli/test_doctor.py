@@ -20,6 +20,8 @@ import pytest
 
 from tests.cli.conftest import Cli, MiB, make_image
 from tests.conftest import Volctl
+from volctl.service.doctor import Finding, repair
+from volctl.service.session import Options, Watcher, open_session
 
 FIELDS = ["kind", "object", "id", "name", "backend", "problem", "fix", "deletes", "fixed"]
 CONFIG = '[[backend]]\nname = "a"\nkind = "{kind}"\ndirectory = "{home}/a"\n'
@@ -387,6 +389,111 @@ def test_a_backend_that_is_not_configured(damaged: Damaged) -> None:
     assert {(finding["kind"], finding["backend"]) for finding in ran.json()} == {("backend_unknown", "a")}
 
 
+POOL = '[[backend]]\nname = "{}"\nkind = "{}"\ndirectory = "{}"\n'
+
+
+def pool(at: Damaged, name: str, directory: str = "a") -> str:
+    kind = re.search('kind = "(.*)"', (at.cli.home / "config.toml").read_text())
+    assert kind
+    return POOL.format(name, kind[1], at.cli.home / directory)
+
+
+def renamed(at: Damaged) -> None:
+    at.cli.configure(pool(at, "files"))
+
+
+def swapped(at: Damaged) -> None:
+    at.cli.configure(pool(at, "a") + pool(at, "b", "b"))
+    at.cli("backend", "init", "b", "--yes")
+    at.cli.configure(pool(at, "b") + pool(at, "a", "b"))
+
+
+def copied(at: Damaged) -> None:
+    """And the first one is not mounted."""
+    at.pool.rename(at.cli.home / "b")
+    at.pool.mkdir()
+    at.cli.configure(pool(at, "a") + pool(at, "b", "b"))
+
+
+def on_no_backend(at: Damaged) -> None:
+    at.sql("UPDATE volumes SET backend = NULL")
+
+
+@pytest.mark.parametrize("change", [renamed, swapped, copied, on_no_backend])
+def test_what_has_a_row_is_deleted_nowhere_unless_its_own_backend_holds_it(
+    change: Callable[[Damaged], None], damaged: Damaged
+) -> None:
+    cli = damaged.cli
+    before, files = cli.home.joinpath("config.toml").read_text(), [damaged.file(name) for name in ("data", "snap")]
+    cli("set", "data", "--description", "kept")
+    change(damaged)
+    there = [cli.home / ("b" if change is copied else "a") / file.name for file in files]
+    ran = cli("doctor", "--json", status=12)
+    found = {each["object"]: each for each in ran.json() if each["kind"] == "orphan"}
+    assert len(found) == 3 and all(file.name in found for file in files)
+    assert all("its row says" in each["problem"] and not each["deletes"] and not each["fix"] for each in found.values())
+    assert "--yes" not in ran.err
+    for _ in range(2):
+        cli("doctor", "--fix", "--yes", status=12)
+        assert all(file.exists() for file in there)
+    if change is on_no_backend:
+        damaged.sql("UPDATE volumes SET backend = 'a'")
+    elif change is copied:
+        damaged.pool.rmdir()
+        (cli.home / "b").rename(damaged.pool)
+    cli.configure(before)
+    cli("doctor", "--fix")
+    assert {each["status"] for each in (*cli.json("list"), *cli.json("snapshot", "list"))} == {"available"}
+
+
+def test_a_second_one_beside_that_on_its_own_backend_is_an_orphan(damaged: Damaged) -> None:
+    cli = damaged.cli
+    cli.configure(pool(damaged, "a") + pool(damaged, "b", "b"))
+    cli("backend", "init", "b", "--yes")
+    second = [cli.home / "b" / damaged.file(name).name for name in ("data", "snap")]
+    for path in second:
+        shutil.copy(damaged.pool / path.name, path)
+    found = cli.json("doctor", status=12)
+    assert {(each["kind"], each["object"], each["backend"]) for each in found} == {
+        ("orphan", path.name, "b") for path in second
+    }
+    cli("doctor", "--fix", "--yes")
+    assert not any(path.exists() for path in second)
+    assert cli.json("doctor") == []
+
+
+@pytest.mark.parametrize("change", [renamed, swapped])
+def test_a_cached_image_is_deleted_nowhere_either(change: Callable[[Damaged], None], cli: Cli) -> None:
+    cli.configure(CONFIG.format(kind="fake", home=cli.home) + 'clone = "share"\n')
+    cli("backend", "init", "a", "--yes")
+    cli.volume("v", "--from-image", make_image(cli.home / "disk.raw", b"image", MiB, "raw"))
+    (cached,) = (cli.home / "a").glob("image-*")
+    change(Damaged(cli))
+    for _ in range(2):
+        cli("doctor", "--fix", "--yes", status=12)
+        assert cached.exists()
+    cli.configure(CONFIG.format(kind="fake", home=cli.home))
+    cli("doctor", "--fix")
+    assert [entry["id"] for entry in cli.json("image", "cache", "list")] == [cached.name.removeprefix("image-")]
+
+
+def test_a_second_one_that_is_the_last_by_now_is_left(damaged: Damaged) -> None:
+    cli = damaged.cli
+    cli.configure(pool(damaged, "a") + pool(damaged, "b", "b"))
+    cli("backend", "init", "b", "--yes")
+    first, second = damaged.file("data"), cli.home / "b" / damaged.file("data").name
+    first.rename(second)
+    first.write_bytes(second.read_bytes())
+
+    def agreed(finding: Finding) -> bool:
+        first.unlink()
+        return True
+
+    with open_session(Options(), Watcher()) as session:
+        (left,) = repair(session, agreed)
+    assert "not put right" in left.problem and second.exists()
+
+
 def test_health_is_told_with_v(damaged: Damaged) -> None:
     assert re.search(r"backend a \((loop|fake)\), 2 volumes, .* free: well", damaged.cli("doctor", "-v").err)
 
@@ -466,6 +573,16 @@ def test_a_device_that_no_row_knows(attached: tuple[Damaged, str]) -> None:
         assert "not put right" in ran.json()[0]["problem"]
     at.cli("doctor", "--fix")
     assert not devices_over(at.file("data"))
+    assert at.cli.json("doctor") == []
+
+
+@pytest.mark.root
+def test_a_device_is_left_while_its_backend_has_another_name(attached: tuple[Damaged, str]) -> None:
+    at, device = attached
+    renamed(at)
+    at.cli("doctor", "--fix", "--yes", status=12)
+    assert devices_over(at.pool / f"volume-{at.id('data')}") == [device]
+    at.cli.configure(CONFIG.format(kind="loop", home=at.cli.home))
     assert at.cli.json("doctor") == []
 
 

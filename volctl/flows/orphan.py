@@ -1,8 +1,8 @@
 """orphan_delete, device_detach: what `doctor` found without a row goes. device_resume: what waits goes on.
 
-An orphan bears our mark and has no row, or the row of a create that failed, or is what work left beside
-a volume. A stray device is ours, over a volume that is not attached or over what is gone. Each is
-completed once it was begun.
+An orphan bears our mark and has no row, or the row of a create that failed, or is a second one beside that
+on its row's own backend, or is what work left beside a volume. A stray device is ours, over a volume that
+is not attached or over what is gone. Each is completed once it was begun.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from volctl.backend import Backend
 from volctl.db import events, image_cache, snapshots, volumes
 from volctl.engine.running import Run
 from volctl.engine.task import Direction, Flow, Task
-from volctl.errors import ConflictError, InUseError, VolctlError
+from volctl.errors import ConflictError, Failure, InUseError, VolctlError
 from volctl.flows.context import Context
 from volctl.model import Json, Object, Status
-from volctl.records import mutable
+from volctl.records import mutable, record
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -52,8 +52,11 @@ class CheckOrphanTask(OrphanTask):
         if state.leftover is not None:
             return
         with run.env.store.read() as tx:
-            if counted_on(tx, state.object, state.backend):
-                raise ConflictError(f"{state.object.name} has a row", volume=state.volume_id)
+            row = noted(tx, state.object)
+        if row and row.counts_on(state.backend):
+            raise ConflictError(f"{state.object.name} has a row", volume=state.volume_id)
+        if row and (why := doubt(run.env, state.object, row)):
+            raise ConflictError(f"{state.object.name} may be all there is: {why}", volume=state.volume_id)
         device = backend.attached(state.object)
         holders = [who for who in backend.holders(state.object) if not (device and who.startswith(device.device))]
         if holders:
@@ -117,18 +120,50 @@ class ResumeDeviceTask(OrphanTask):
         events.add(tx, "device.resumed", run.state.id, run.request, {"backend": run.state.backend})
 
 
-def counted_on(tx: Connection, target: Object, backend: str) -> bool:
-    """Is there a row that says that this object is on this backend, and may hold something?"""
-    if target.kind == "volume":
-        volume = volumes.find(tx, target.id)
-        never = volume is not None and volume.status is Status.ERROR and volume.available_at is None
-        return volume is not None and volume.backend == backend and not never
+@record
+class Noted:
+    """What the rows say of an object; `never`: it is of a create that failed, and never was anything."""
+
+    backend: str | None
+    size: int
+    never: bool = False
+
+    def counts_on(self, backend: str) -> bool:
+        return self.backend == backend and not self.never
+
+
+def noted(tx: Connection, target: Object) -> Noted | None:
+    """None without a row; a snapshot has none where its volume has none."""
     if target.kind == "image":
         entry = image_cache.find(tx, target.id)
-        return entry is not None and entry.backend == backend
-    snapshot = snapshots.find(tx, target.id)
-    volume = volumes.find(tx, snapshot.volume_id) if snapshot else None
-    return volume is not None and volume.backend == backend
+        return Noted(entry.backend, entry.size) if entry else None
+    snapshot = snapshots.find(tx, target.id) if target.kind == "snap" else None
+    if target.kind == "snap" and snapshot is None:
+        return None
+    volume = volumes.find(tx, snapshot.volume_id if snapshot else target.id)
+    if volume is None:
+        return None
+    never = snapshot is None and volume.status is Status.ERROR and volume.available_at is None
+    return Noted(volume.backend, (snapshot or volume).size, never)
+
+
+def doubt(env: Context, target: Object, row: Noted) -> str | None:
+    """Why an object that is not where its row says may be all there is of it: a backend may have another name now.
+
+    None only if it was never anything, or if the row's own backend was seen and holds it.
+    """
+    if row.never:
+        return None
+    if not env.backends.has(row.backend):
+        said = f"on backend {row.backend}, which is not in the configuration" if row.backend else "on no backend"
+        return f"its row says that it is {said}"
+    try:
+        found = env.backends.get(row.backend).inspect(target)
+    except Failure as error:
+        return f"its row says that it is on backend {row.backend}, which cannot be seen: {error.message}"
+    if found is None or found.size != row.size:
+        return f"its row says that it is on backend {row.backend}, which does not hold it"
+    return None
 
 
 def _detach(backend: Backend, target: Object) -> None:

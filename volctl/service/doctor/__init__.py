@@ -84,7 +84,7 @@ def _finding(suspect: Difference, *, fixed: bool = False) -> Finding:
         suspect.backend,
         suspect.problem,
         suspect.fix,
-        suspect.deletes,
+        suspect.deletes and suspect.fix is not None,
         fixed,
     )
 

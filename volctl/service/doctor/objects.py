@@ -10,7 +10,7 @@ from volctl.engine import journal
 from volctl.engine.locks import LockSet
 from volctl.flows.extend import ExtendState
 from volctl.flows.image_cache import EvictState
-from volctl.flows.orphan import OrphanState, counted_on
+from volctl.flows.orphan import Noted, OrphanState, doubt, noted
 from volctl.model import Json, Object, Status, Volume, format_size, round_up
 from volctl.records import mutable
 from volctl.service.doctor.difference import (
@@ -121,7 +121,7 @@ class CachedImageObject(Difference):
 
 @mutable
 class Orphan(Difference):
-    """An object with our mark and no row, or with the row of a create that failed."""
+    """An object with our mark and no row, or with the row of a create that failed, or of another backend."""
 
     kind = "orphan"
     deletes = True
@@ -130,17 +130,23 @@ class Orphan(Difference):
     def look(self, session: Session) -> bool:
         backend = backend_of(session, self.backend)
         with session.store.read() as tx:
-            known = counted_on(tx, self.target, backend.name) or journal.is_open_for(tx, self.target.id)
+            row, busy = noted(tx, self.target), journal.is_open_for(tx, self.target.id)
             volume = volumes.find(tx, self.target.id)
-        busy = volume is not None and volume.status not in RESTING
-        if known or busy or (found := backend.inspect(self.target)) is None:
+        busy = busy or (volume is not None and volume.status not in RESTING)
+        if busy or (row and row.counts_on(backend.name)) or (found := backend.inspect(self.target)) is None:
             return False
-        why = "is on another backend by its row" if volume and volume.backend != backend.name else "has no row"
-        if volume and volume.backend == backend.name:
-            why = "is what a failed create left"
-        self.problem = f"{self.target.name} ({format_size(found.size)}) {why}"
+        self.problem = f"{self.target.name} ({format_size(found.size)}) {self._why(session, row)}"
         self.fix = f"delete it from backend {backend.name}"
+        if row and (why := doubt(session.env, self.target, row)):
+            self.problem += f"; {why}. Give each backend the name that it had in the configuration"
+            self.fix = None
         return True
+
+    def _why(self, session: Session, row: Noted | None) -> str:
+        if row is None:
+            of_none = self.target.kind == "snap" and snapshot_of(session, self.target.id)
+            return "is of a volume without a row" if of_none else "has no row"
+        return "is what a failed create left" if row.never else f"is on backend {self.backend}"
 
     def repair(self, session: Session, locks: LockSet) -> None:
         snapshot = snapshot_of(session, self.target.id) if self.target.kind == "snap" else None

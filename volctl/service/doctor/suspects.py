@@ -156,7 +156,8 @@ def _volumes(session: Session, view: View) -> Iterator[Difference]:
         if volume.status not in RESTING:
             yield rows.Halted(*about)
         elif volume.status in HOLDING and not session.env.backends.has(volume.backend):
-            said = f"it is {volume.status} on backend {volume.backend}, which is not in the configuration"
+            where = f"backend {volume.backend}, which is not in the configuration" if volume.backend else "no backend"
+            said = f"it is {volume.status} on {where}"
             yield rows.BackendUnknown(*about, problem=said)
         elif volume.status in HOLDING and view.size(volume.backend, target) != volume.size:
             yield objects.VolumeObject(*about)
@@ -165,7 +166,9 @@ def _volumes(session: Session, view: View) -> Iterator[Difference]:
 def _cached(session: Session, view: View) -> Iterator[Difference]:
     for entry in view.cached.values():
         broken = entry.status != image_cache.AVAILABLE or view.size(entry.backend, entry.object) != entry.size
-        if broken and session.env.backends.has(entry.backend):
+        gone = view.size(entry.backend, entry.object) is None
+        moved = gone and any(entry.object in listing.objects for listing in view.listings.values())
+        if broken and not moved and session.env.backends.has(entry.backend):
             yield objects.CachedImageObject(entry.object.name, entry.id, None, entry.backend, {entry.id: EXCLUSIVE})
 
 
@@ -191,8 +194,8 @@ def _devices(session: Session, view: View) -> Iterator[Difference]:
             if not there and _is_elsewhere(view, target, backend):
                 continue
             known = volume is not None and objects.is_attached(session, volume, backend)
-            if there and (volume is None or (known and not device.suspended)):
-                continue  # without a row it goes with the object under it
+            if there and (volume is None or volume.backend != backend or (known and not device.suspended)):
+                continue  # without a row here it goes with the object under it, if that goes
             kind = (objects.SuspendedDevice if known else objects.StrayDevice) if there else objects.DeviceOverNothing
             name = volume.name if volume else None
             yield kind(target.name, target.id, name, backend, {target.id: EXCLUSIVE}, target=target)
