@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import threading
 from pathlib import Path
 
@@ -127,6 +128,33 @@ def test_two_backends_on_one_directory(kinds: tuple[str, str], cli: Cli) -> None
         error = cli.refused(2, "config", "create", "v", "--size", "1M")
         assert "'a' and 'b'" in error["message"]
         assert "'a' and 'b'" in str(cli("config", "check", "--json", status=12).json())
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("bound", [False, True])
+def test_doctor_takes_no_directory_for_two(bound: bool, cli: Cli) -> None:
+    """Not by two paths either: each volume would be an orphan on the other backend."""
+    directory, other = cli.home / "pool", cli.home / ("other" if bound else "pool")
+    cli.configure(BACKEND.format(name="a", kind="loop", directory=directory))
+    cli("backend", "init", "a", "--yes")
+    cli.volume("v")
+    file = cli.file("v")
+    cli.configure(
+        "".join(
+            BACKEND.format(name=name, kind="loop", directory=at)
+            for name, at in zip("ab", (directory, other), strict=True)
+        )
+    )
+    other.mkdir(exist_ok=True)
+    if bound:
+        subprocess.run(["mount", "--bind", directory, other], check=True)
+    try:
+        for words in (["doctor"], ["doctor", "--fix", "--yes"], ["doctor", "--foreign"], ["backend", "list"]):
+            assert "'a' and 'b'" in cli.error(2, "config", *words)["message"]
+        assert file.exists()
+    finally:
+        if bound:
+            subprocess.run(["umount", other], check=True)
 
 
 def two(cli: Cli) -> tuple[Path, Path]:

@@ -112,10 +112,19 @@ def _signature(words: Json) -> Signature:
 
 def check_pools(backends: Sequence[Backend]) -> None:
     """`ConfigError` if two are one directory, volume group or pool, of whatever kinds they are."""
-    seen: dict[str, str] = {}
+    seen: dict[str | tuple[int, int], str] = {}
     for backend in backends:
-        if (other := seen.setdefault(backend.pool(), backend.name)) != backend.name:
+        if (other := seen.setdefault(_pool(backend), backend.name)) != backend.name:
             raise ConfigError(f"backends {other!r} and {backend.name!r} are the same pool {backend.pool()}")
+
+
+def _pool(backend: Backend) -> str | tuple[int, int]:
+    """A directory that is there has one inode by whatever path (`mount --bind`)."""
+    try:
+        found = os.stat(backend.pool()) if os.path.isabs(backend.pool()) else None
+    except OSError:
+        return backend.pool()
+    return (found.st_dev, found.st_ino) if found else backend.pool()
 
 
 @mutable

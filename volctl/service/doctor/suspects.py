@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from volctl.backend import Listing, Problem
+from volctl.backend import Backend, Listing, Problem
 from volctl.db import image_cache, images, parts, quotas, snapshots, types, volumes
 from volctl.db.chains import noted as noted_chains
 from volctl.db.image_cache import CachedImage
@@ -16,6 +17,7 @@ from volctl.db.store import leftovers, remove_files
 from volctl.engine import journal
 from volctl.engine.locks import EXCLUSIVE
 from volctl.errors import Failure
+from volctl.flows.context import check_pools
 from volctl.model import Image, Object, Snapshot, Status, Volume, is_uuid
 from volctl.records import mutable
 from volctl.service.doctor import chains, objects, returned, rows
@@ -96,6 +98,7 @@ def foreign(session: Session) -> Iterator[tuple[str, str]]:
 
 def _list_backends(session: Session, listings: dict[str, Listing]) -> Iterator[Difference]:
     """Fill `listings`; those that cannot be used are told, unless they are not to be used."""
+    check_pools(list(_made(session)))
     for config in session.env.backends.configs:
         try:
             backend = session.env.backends.get(config.name)
@@ -109,6 +112,13 @@ def _list_backends(session: Session, listings: dict[str, Listing]) -> Iterator[D
             continue
         if problem is not None and config.enabled:
             yield rows.BackendUnusable(config.name, backend=config.name, problem=problem, fix=None)
+
+
+def _made(session: Session) -> Iterator[Backend]:
+    """Those whose options are right."""
+    for config in session.env.backends.configs:
+        with suppress(Failure):
+            yield session.env.backends.get(config.name)
 
 
 def _view(tx: Connection, listings: dict[str, Listing], stored: set[str]) -> View:
