@@ -21,10 +21,10 @@ from tests import qcow2_files
 from tests.backends.conformance import Act, Conformance, new, quiet
 from volctl import command, held
 from volctl.backend import Backend, Setup
-from volctl.db.chains import StoredChains
+from volctl.db.chains import StoredChains, noted
 from volctl.db.store import Store, open_store
 from volctl.errors import InUseError
-from volctl.model import KiB, Object
+from volctl.model import KiB, MiB, Object
 from volctl.qcow2 import tool
 from volctl.qcow2.qmp import Monitor
 
@@ -99,6 +99,41 @@ class TestQcow2(OnRows, Conformance):
     def others(self, pool: Backend) -> int:
         """The marker, and the layers that are needed: a snapshot's, or one that several files lie over."""
         return 1 + len(needed_layers(pool.path(Object("volume", str(uuid.uuid4()))).parent))
+
+
+class TestCutOff(OnRows):
+    """A hidden layer that two volumes lie over: who takes one of them away merges it with the other."""
+
+    @pytest.mark.parametrize("larger", ["the layer", "what lies over it"])
+    def test_a_merge_that_was_cut_off_is_ended_by_who_calls_again(self, larger: str, tmp_path: Path) -> None:
+        pool = self.backend(tmp_path / "pool", "db")
+        pool.init()
+        for step in itertools.count():
+            volume, clone = self._over_one(pool, bytes(4 * KiB) if larger == "the layer" else b"w" * 256 * KiB)
+            content = qcow2_files.read(pool.path(volume))
+            killed = self.killed_at(step, pool, lambda pool, gone=clone: pool.delete(gone))  # type: ignore[misc]
+            pool.delete(clone)
+            assert layers_in(tmp_path / "pool") == [], f"killed at step {step}"
+            assert qcow2_files.read(pool.path(volume)) == content
+            pool.delete(volume)
+            assert not self.noted()
+            if not killed:
+                break
+        assert step > 6
+
+    def _over_one(self, pool: Qcow2, written: bytes) -> tuple[Object, Object]:
+        volume, clone, snapshot = new(), new(), new("snap")
+        pool.create(volume, MiB)
+        qcow2_files.write(pool.path(volume), 0, b"v" * 64 * KiB)
+        pool.snapshot(volume, snapshot)
+        pool.clone(snapshot, clone, MiB, quiet)
+        pool.delete_snapshot(volume, snapshot)
+        qcow2_files.write(pool.path(volume), 128 * KiB, written)
+        return volume, clone
+
+    def noted(self) -> dict[tuple[str, str], set[str | None]]:
+        with self.store.read() as tx:
+            return noted(tx)
 
 
 def needed_layers(directory: Path) -> list[str]:

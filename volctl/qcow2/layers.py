@@ -107,25 +107,28 @@ class Layers:
         return self._noted_over(name) or (links.over(self.place, name) if is_below(name) else [])
 
     def _noted_over(self, name: str) -> list[str]:
-        """By the rows; those that do not hold (any more) are put right."""
+        """By the rows, of which some may not hold (any more)."""
         return [child for child in self.chains.children(name) if self._lies_over(child, name)]
 
     def _lies_over(self, child: str, name: str) -> bool:
         """A file that was swapped for another, or damaged, keeps what its predecessor needed.
 
-        Who asks after an image does not hold the locks of all that may lie over it: those rows are not his to write.
+        Only looks: who asks after an image does not hold the locks of all that may lie over it.
         """
         parents = self.chains.parents(child)
-        if self._there(child):
-            try:
-                backing = self.header(child).backing
-            except BackendError:
-                return True
-            if backing == name or backing not in parents:
-                return True
-        if is_layer(name):
-            self.chains.note(child, parents - {name} or {None}, known=parents)
-        return False
+        if not self._there(child):
+            return False
+        try:
+            backing = self.header(child).backing
+        except BackendError:
+            return True
+        return backing == name or backing not in parents
+
+    def _put_right(self, name: str) -> None:
+        """The rows of what does not lie over a layer any more; last, for by them is found what was cut off."""
+        for child in self.chains.children(name):
+            if not self._lies_over(child, name):
+                self.chains.note(child, self.chains.parents(child) - {name} or {None})
 
     # -- make
 
@@ -205,9 +208,15 @@ class Layers:
         self.chains.note(name, {None})
 
     def collect(self, name: str) -> None:
-        """Take away a hidden layer that fewer than two files lie over, unless it is open somewhere."""
-        if not is_layer(name) or self._is_snapshot(name):
-            return
+        """Take away a hidden layer that fewer than two files lie over, unless it is open somewhere.
+
+        The caller holds the locks of its tree.
+        """
+        if is_layer(name) and not self._is_snapshot(name):
+            self._take_away(name)
+            self._put_right(name)
+
+    def _take_away(self, name: str) -> None:
         if not self._there(name):
             if not self._noted_over(name):
                 self._forget(name)
