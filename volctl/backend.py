@@ -159,8 +159,8 @@ class Chains(Protocol):
         """Those that may have `name` as a parent."""
         ...
 
-    def note(self, name: str, parents: Collection[str | None], known: set[str | None] | None = None) -> None:
-        """These, and no others; `{None}` forgets the file. Nothing if its parents are not the `known` ones any more."""
+    def note(self, name: str, parents: Collection[str | None]) -> None:
+        """These, and no others; `{None}` forgets the file."""
         ...
 
 

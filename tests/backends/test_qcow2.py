@@ -159,9 +159,7 @@ class InMemory:
     def children(self, name: str) -> list[str]:
         return sorted(child for child, parents in self.rows.items() if name in parents)
 
-    def note(self, name: str, parents: Collection[str | None], known: set[str | None] | None = None) -> None:
-        if known is not None and self.parents(name) != known:
-            return
+    def note(self, name: str, parents: Collection[str | None]) -> None:
         self.rows[name] = set(parents)
         if self.rows[name] == {None}:
             del self.rows[name]

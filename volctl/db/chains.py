@@ -30,22 +30,17 @@ class StoredChains:
 
     def parents(self, name: str) -> set[str | None]:
         with self.store.read() as tx:
-            return self._parents(tx, name)
-
-    def _parents(self, tx: Connection, name: str) -> set[str | None]:
-        query = select(layers.c.parent).where(layers.c.backend == self.backend, layers.c.name == name)
-        return {parent or None for parent in tx.execute(query).scalars()} or {None}
+            query = select(layers.c.parent).where(layers.c.backend == self.backend, layers.c.name == name)
+            return {parent or None for parent in tx.execute(query).scalars()} or {None}
 
     def children(self, name: str) -> list[str]:
         with self.store.read() as tx:
             query = select(layers.c.name).where(layers.c.backend == self.backend, layers.c.parent == name)
             return list(tx.execute(query.order_by(layers.c.name)).scalars())
 
-    def note(self, name: str, parents: Collection[str | None], known: set[str | None] | None = None) -> None:
+    def note(self, name: str, parents: Collection[str | None]) -> None:
         rows = [{"backend": self.backend, "name": name, "parent": parent or _NONE} for parent in set(parents)]
         with self.store.write() as tx:
-            if known is not None and self._parents(tx, name) != known:
-                return
             tx.execute(delete(layers).where(layers.c.backend == self.backend, layers.c.name == name))
             if set(parents) != {None}:
                 tx.execute(insert(layers), rows)
