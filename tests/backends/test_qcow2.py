@@ -106,22 +106,25 @@ class TestCutOff(OnRows):
 
     @pytest.mark.parametrize("larger", ["the layer", "what lies over it"])
     def test_a_merge_that_was_cut_off_is_ended_by_who_calls_again(self, larger: str, tmp_path: Path) -> None:
-        pool = self.backend(tmp_path / "pool", "db")
-        pool.init()
-        for step in itertools.count():
-            volume, clone = self._over_one(pool, bytes(4 * KiB) if larger == "the layer" else b"w" * 256 * KiB)
-            content = qcow2_files.read(pool.path(volume))
-            killed = self.killed_at(step, pool, lambda pool, gone=clone: pool.delete(gone))  # type: ignore[misc]
-            pool.delete(clone)
-            assert layers_in(tmp_path / "pool") == [], f"killed at step {step}"
+        pool, volume, clone = self._two(tmp_path, b"w" * (4 if larger == "the layer" else 256) * KiB)
+        content = qcow2_files.read(pool.path(volume))
+        for _ in self._cut_off(pool, lambda pool: pool.delete(clone)):
             assert qcow2_files.read(pool.path(volume)) == content
-            pool.delete(volume)
-            assert not self.noted()
-            if not killed:
-                break
-        assert step > 6
 
-    def _over_one(self, pool: Qcow2, written: bytes) -> tuple[Object, Object]:
+    def test_a_layer_that_was_in_use_goes_however_its_merge_is_cut_off(self, tmp_path: Path) -> None:
+        """By the files, nobody knows what none of them lies over any more."""
+        pool, volume, clone = self._two(tmp_path, b"w" * 256 * KiB)
+        (layer,) = pool.path(volume).parent.glob("layer-*")
+        with layer.open() as file, subprocess.Popen(["sleep", "60"], stdin=file) as holder:
+            assert not self.killed_at(1000, pool, lambda pool: pool.delete(clone)) and layer.exists()
+            holder.kill()
+        for _ in self._cut_off(pool, lambda pool: pool.detach(volume)):
+            pass
+
+    def _two(self, home: Path, written: bytes) -> tuple[Qcow2, Object, Object]:
+        """A volume, to which that was written since, and a clone."""
+        pool = self.backend(home / "pool", "db")
+        pool.init()
         volume, clone, snapshot = new(), new(), new("snap")
         pool.create(volume, MiB)
         qcow2_files.write(pool.path(volume), 0, b"v" * 64 * KiB)
@@ -129,11 +132,29 @@ class TestCutOff(OnRows):
         pool.clone(snapshot, clone, MiB, quiet)
         pool.delete_snapshot(volume, snapshot)
         qcow2_files.write(pool.path(volume), 128 * KiB, written)
-        return volume, clone
+        return pool, volume, clone
 
-    def noted(self) -> dict[tuple[str, str], set[str | None]]:
+    def _cut_off(self, pool: Qcow2, act: Act) -> Iterator[int]:
+        """Killed at each step and called again, from the same beginning: nothing of the layer is left."""
+        directory = pool.path(new()).parent
+        kept, rows = directory.with_name("kept"), self._noted()
+        directory.rename(kept)
+        for step in itertools.count():
+            subprocess.run(["cp", "-a", kept, directory], check=True)
+            for name, parents in rows.items():
+                StoredChains(self.store, "disks").note(name, parents)
+            killed = self.killed_at(step, pool, act)
+            act(pool)
+            assert layers_in(directory) == [] and self._noted() == {}, f"killed at step {step}"
+            yield step
+            shutil.rmtree(directory)
+            if not killed:
+                break
+        assert step > 6
+
+    def _noted(self) -> dict[str, set[str | None]]:
         with self.store.read() as tx:
-            return noted(tx)
+            return {name: parents for (_, name), parents in noted(tx).items()}
 
 
 def needed_layers(directory: Path) -> list[str]:

@@ -242,8 +242,15 @@ class Layers:
             self.place.link(snapshot_of(name), name)
 
     def collect_below(self, name: str) -> None:
-        """What was in use when it could have been merged. A file that was swapped is left to who opens it next."""
-        for parent in self.below(name) if self._is_as_noted(name) else ():
+        """What was in use when it could have been merged. A file that was swapped is left to who opens it next.
+
+        Where a merge was cut off, only the rows still know the layer.
+        """
+        if not self._is_as_noted(name):
+            return
+        chain = [name, *self.below(name)]
+        noted = {parent for each in chain for parent in self.chains.parents(layer_of(each)) if parent}
+        for parent in [*chain[1:], *sorted(noted.difference(chain))]:
             self.collect(parent)
 
     def _is_as_noted(self, name: str) -> bool:
