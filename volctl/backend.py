@@ -168,9 +168,8 @@ class Chains(Protocol):
 class Setup:
     """What a backend is made from: its name and options in the configuration, and our database.
 
-    `builtin` is the pool that is there without a configuration; it initialises itself.
-    `owner` is (uid, gid) for new files, None to leave them as they are made. `chains` is for backends
-    whose files lie over one another; None where nothing is to be changed.
+    `builtin` is the pool that is there without a configuration; it initialises itself. `owner`: (uid, gid) for new
+    files. `chains`: None where nothing is to be changed. `known`: has this object a row that says it is here?
     """
 
     name: str
@@ -179,6 +178,7 @@ class Setup:
     builtin: bool = False
     owner: tuple[int, int] | None = None
     chains: Chains | None = None
+    known: Callable[[Object], bool] = lambda target: False
 
 
 class Backend(ABC):
@@ -236,7 +236,7 @@ class Backend(ABC):
     def init(self, *, dry_run: bool = False) -> list[str]:
         """Prepare the pool once (marker, thin pool); sentences of what was, or would be, done.
 
-        Again is success. `ConflictError` if the pool is another database's or not empty.
+        Again is success. `ConflictError` if the pool is another database's, or holds what is not `known`.
         """
 
     @abstractmethod

@@ -86,7 +86,8 @@ class Shelf(Backend):
         return [Problem(trouble.message, trouble.hint)] if trouble else []
 
     def init(self, *, dry_run: bool = False) -> list[str]:
-        return self._directory.init(self._ownership, again=self.setup.builtin, dry_run=dry_run)
+        setup = self.setup
+        return self._directory.init(self._ownership, again=setup.builtin, dry_run=dry_run, known=setup.known)
 
     def claimed(self) -> str | None:
         return self._directory.claimed()

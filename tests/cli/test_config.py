@@ -7,12 +7,14 @@ import os
 import shutil
 import subprocess
 import threading
+import uuid
 from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Cli, MiB
+from tests.cli.conftest import Cli, MiB, make_image
 from tests.conftest import Volctl
+from volctl.files import object_named
 
 BACKEND = '[[backend]]\nname = "{name}"\nkind = "{kind}"\ndirectory = "{directory}"\n'
 
@@ -228,6 +230,65 @@ def test_a_directory_with_a_damaged_marker(marker: str, cli: Cli) -> None:
     (pool / ".volctl").write_text(marker)
     error = cli.error(6, "no_backend", "create", "v", "--size", "1M", "--backend", "a")
     assert "marker is damaged" in error["message"]
+
+
+@pytest.mark.parametrize("marker", [None, "{"], ids=["lost", "damaged"])
+@pytest.mark.parametrize("kind", ["loop", "fake", "qcow2"])
+def test_a_marker_is_written_again_beside_objects_that_all_have_rows(kind: str, marker: str | None, cli: Cli) -> None:
+    """`cp a/* moved/` leaves out what begins with a dot."""
+    old, pool = cli.home / "a", cli.home / "moved"
+    cli.configure(BACKEND.format(name="a", kind=kind, directory=old))
+    cli("backend", "init", "a", "--yes")
+    cli("create", "v", "--from-image", make_image(cli.home / "image", b"content", MiB))
+    cli("snapshot", "create", "v", "s")
+    cli("create", "w", "--from-snapshot", "s")
+    pool.mkdir()
+    subprocess.run(f"cp {old}/* {pool}/", shell=True, check=True)
+    if marker is not None:
+        (pool / ".volctl").write_text(marker)
+    cli.configure(BACKEND.format(name="a", kind=kind, directory=pool))
+    held = len([file for file in pool.iterdir() if object_named(file.name)])
+    assert held == (4 if kind == "qcow2" else 3)
+    assert "volctl backend init a" in cli("doctor", status=12).out
+    cli.refused(2, "usage", "backend", "init", "a")
+    (done,) = cli.json("backend", "init", "a", "--yes")["done"]
+    assert done == f"marked {pool} as a pool of this database, which knows the {held} objects in it"
+    cli("doctor")
+    for volume in ("v", "w"):
+        cli("image", "save", volume, cli.home / volume)
+        assert (cli.home / volume).read_bytes() == b"content".ljust(MiB, b"\0")
+
+
+def test_a_marker_is_not_written_beside_what_has_no_row_here(cli: Cli) -> None:
+    pool, other = two(cli)
+    for name in "ab":
+        cli.volume(name, "--size", "1M", "--backend", name)
+    marker = pool / ".volctl"
+    away = cli.file("b").rename(pool / cli.file("b").name)
+    for text in (None, "{", json.dumps({"volctl": 1, "database": str(uuid.uuid4())})):
+        marker.unlink(missing_ok=True) if text is None else marker.write_text(text)
+        error = cli.refused(5, "conflict", "backend", "init", "a", "--yes")
+        assert away.name in error["message"] or "belongs to another database" in error["message"]
+        assert (marker.read_text() if marker.exists() else None) == text
+    away.rename(other / away.name)
+    cli.refused(5, "conflict", "backend", "init", "a", "--yes")  # all have rows, and the marker is another's
+    marker.unlink()
+    cli("backend", "init", "a", "--yes")
+    cli("doctor")
+
+
+def test_the_builtin_pool_writes_its_marker_again_beside_its_own_objects(cli: Cli) -> None:
+    cli.volume("v")
+    (cli.pool / ".volctl").unlink()
+    cli.volume("w")
+    cli("doctor")
+    stranger = cli.pool / f"volume-{uuid.uuid4()}"
+    stranger.touch()
+    (cli.pool / ".volctl").unlink()
+    for words in (("create", "--size", "1M"), ("backend", "init", "local", "--yes")):
+        assert stranger.name in cli.refused(5, "conflict", *words)["message"]
+    stranger.unlink()
+    cli.volume("x")
 
 
 def test_a_directory_with_somebody_elses_files(cli: Cli) -> None:

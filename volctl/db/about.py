@@ -38,6 +38,19 @@ def describe(tx: Connection, target: Object) -> Object:
     return Object(target.kind, target.id, about)
 
 
+def backend_of(tx: Connection, target: Object) -> str | None:
+    """The backend that it is on by its row, whatever its status; None without a row."""
+    volumes, snapshots, cached = tables.volumes, tables.snapshots, tables.cached_images
+    if target.kind == "image":
+        query = select(cached.c.backend).where(cached.c.id == target.id)
+    elif target.kind == "volume":
+        query = select(volumes.c.backend).where(volumes.c.id == target.id)
+    else:
+        joined = snapshots.join(volumes, volumes.c.id == snapshots.c.volume_id)
+        query = select(volumes.c.backend).select_from(joined).where(snapshots.c.id == target.id)
+    return tx.execute(query).scalar_one_or_none()
+
+
 def outdate_type(tx: Connection, name: str) -> None:
     """A type was changed: what the objects that have it carry is older from here on."""
     for table, _ in TABLES.values():

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -131,7 +131,10 @@ class Directory:
         if owner is None:
             said = f"{self.path} of backend {self.backend} is not mounted or not initialised (no {MARKER} file)"
             return BackendError(said, hint=_ADVICE + self.backend)
-        said = f"{self.path} of backend {self.backend} belongs to another database ({owner or 'its marker is damaged'})"
+        if not owner:
+            said = f"{self.path} of backend {self.backend} cannot be told to be ours: its marker is damaged"
+            return BackendError(said, hint=f"write it again: volctl backend init {self.backend}")
+        said = f"{self.path} of backend {self.backend} belongs to another database ({owner})"
         return BackendError(said, hint="give each state directory a directory of its own")
 
     def trouble(self) -> VolctlError | None:
@@ -152,13 +155,20 @@ class Directory:
             return (_owner(at) or None) if _objects(at) else None
         return None
 
-    def init(self, ownership: Ownership, *, again: bool, dry_run: bool) -> list[str]:
+    def init(
+        self,
+        ownership: Ownership,
+        *,
+        again: bool,
+        dry_run: bool,
+        known: Callable[[Object], bool] = lambda target: False,
+    ) -> list[str]:
         """Make the directory's last component and its marker; sentences of what was, or would be, done.
 
         `again` takes over another database's directory if it is empty. Else `ConflictError` for one,
-        and for objects without a marker.
+        and for objects without a marker, or with a damaged one, that are not all `known`.
         """
-        done = []
+        done, held = [], 0
         with translated(f"prepare {self.path}"):
             if not self.path.exists():
                 done.append(f"{'would make' if dry_run else 'made'} the directory {self.path}")
@@ -166,11 +176,13 @@ class Directory:
                     self._make(ownership)
             if not (done and dry_run):
                 with self._locked() as at:
-                    if not self._may_mark(at, again):
+                    if not self._may_mark(at, again, known):
                         return done
+                    held = len(_objects(at))
                     if not dry_run:
                         self._mark(at, ownership)
-        return [*done, f"{'would mark' if dry_run else 'marked'} {self.path} as a pool of this database"]
+        knowing = f", which knows the {held} objects in it" if held else ""
+        return [*done, f"{'would mark' if dry_run else 'marked'} {self.path} as a pool of this database{knowing}"]
 
     def _make(self, ownership: Ownership) -> None:
         with os_open(self.path.parent, _DIRECTORY) as parent:
@@ -191,16 +203,18 @@ class Directory:
                     interrupt.pause(0.02)
             yield at
 
-    def _may_mark(self, at: int, again: bool) -> bool:
+    def _may_mark(self, at: int, again: bool, known: Callable[[Object], bool]) -> bool:
         """False if it is marked already."""
         trouble, objects = self._unmarked(at), _objects(at)
         if not trouble:
             return False
-        if _owner(at) is not None and not (again and not objects):
+        owner = _owner(at)
+        if owner and not (again and not objects):
             raise ConflictError(trouble.message, hint="choose another directory")
-        if objects:
-            said = f"{self.path} has no marker but holds {len(objects)} objects such as {objects[0].name}"
-            raise ConflictError(said, hint="move them away, or choose another directory")
+        if strange := sorted(target.name for target in objects if not known(target)):
+            said = f"{self.path} has {'no' if owner is None else 'a damaged'} marker but holds {strange[0]}"
+            hint = "move it away, use the database that knows it, or choose another directory"
+            raise ConflictError(f"{said}, which has no row on backend {self.backend} in this database", hint=hint)
         return True
 
     def _mark(self, at: int, ownership: Ownership) -> None:

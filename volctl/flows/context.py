@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from volctl.backend import Backend, Setup
 from volctl.config import BackendConfig, Config, Places
-from volctl.db import image_cache
+from volctl.db import about, image_cache
 from volctl.db.chains import StoredChains
 from volctl.db.store import Store
 from volctl.errors import BackendError, ConfigError, DatabaseError, NotFoundError
 from volctl.images import content
 from volctl.kinds import load
-from volctl.model import GiB, Json
+from volctl.model import GiB, Json, Object
 from volctl.quota import Quota
 from volctl.records import mutable
 
@@ -90,7 +91,14 @@ class Backends:
     def _setup(self, config: BackendConfig) -> Setup:
         owner = self._owner() if config.builtin else None
         chains = StoredChains(self._store, config.name) if self._store else None
-        return Setup(config.name, config.options, self._database, config.builtin, owner, chains)
+        known = partial(self._has_row, config.name)
+        return Setup(config.name, config.options, self._database, config.builtin, owner, chains, known)
+
+    def _has_row(self, backend: str, target: Object) -> bool:
+        if self._store is None:
+            return False
+        with self._store.read() as tx:
+            return about.backend_of(tx, target) == backend
 
     def _make(self, config: BackendConfig) -> Backend:
         backend = load(config.kind)(self._setup(config))

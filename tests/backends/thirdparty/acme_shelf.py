@@ -41,7 +41,7 @@ class Shelf(Backend):
         return [Problem(trouble.message, trouble.hint)] if trouble else []
 
     def init(self, *, dry_run: bool = False) -> list[str]:
-        return self._directory.init(OWNERSHIP, again=False, dry_run=dry_run)
+        return self._directory.init(OWNERSHIP, again=False, dry_run=dry_run, known=self.setup.known)
 
     def stats(self) -> Stats:
         with self._directory.opened("look at the room") as place:
