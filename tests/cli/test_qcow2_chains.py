@@ -5,8 +5,10 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import sqlite3
 import subprocess
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -226,6 +228,43 @@ def test_a_layer_that_lost_its_name_has_it_again(disks: Cli) -> None:
     disks("doctor", "--fix")
     assert disks.json("doctor") == []
     assert [reads(disks, name) for name in "qc"] == [b"precious"] * 2
+
+
+def test_volumes_that_no_row_knows_go_before_the_image_that_they_lie_over(disks: Cli) -> None:
+    make_image(disks.home / "disk.raw", b"image", MiB, "raw")
+    back(disks, *(f"create n{number} --from-image disk.raw" for number in range(3)), "snapshot create n1 s")
+    put_right(disks)
+    assert not list((disks.home / "disks").glob("image-*"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "key"), [("DELETE FROM cached_images", "lost:"), ("UPDATE cached_images SET status = 'error'", "file:")]
+)
+def test_an_image_without_a_good_row_is_noted_again_for_what_lies_over_it(damage: str, key: str, disks: Cli) -> None:
+    """Over v by a snapshot's layer only, and not for w, which no row knows."""
+    make_image(disks.home / "disk.raw", b"image", MiB, "raw")
+    disks("create", "v", "--from-image", "disk.raw")
+    disks("snapshot", "create", "v", "s")
+    disks("backup-db", "copy.db")
+    disks("create", "w", "--from-image", "disk.raw")
+    restore(disks, disks.home / "copy.db")
+    database = disks.state / "volctl.db"
+    sql(database, damage)
+    assert ("cached_image", "image") in doctor(disks)
+    put_right(disks)
+    ((status, found),) = sql(database, "SELECT status, key FROM cached_images")
+    assert status == "available" and found.startswith(key)
+    assert reads(disks, "v") == b"image"
+    disks("delete", "v", "--cascade", "--yes")
+    sql(database, damage)
+    assert doctor(disks) == {("orphan" if key == "lost:" else "cached_image", "image")}
+    put_right(disks)
+    assert not list((disks.home / "disks").glob("image-*"))
+
+
+def sql(database: Path, text: str) -> list[tuple[str, ...]]:
+    with closing(sqlite3.connect(database)) as db, db:
+        return db.execute(text).fetchall()
 
 
 def test_a_tree_that_is_worked_on_is_left_alone(disks: Cli) -> None:

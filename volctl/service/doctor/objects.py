@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import field
 from typing import TYPE_CHECKING
 
+from volctl import files
+from volctl.backend import Backend
 from volctl.db import image_cache, snapshots, volumes
 from volctl.engine import journal
 from volctl.engine.locks import LockSet
@@ -25,6 +27,7 @@ from volctl.service.doctor.difference import (
     volume_of,
     worked_on,
 )
+from volctl.service.doctor.rebuild import lost_image
 
 if TYPE_CHECKING:
     from volctl.service.session import Session
@@ -97,6 +100,7 @@ class CachedImageObject(Difference):
 
     kind = "cached_image"
     status: str = field(default="", init=False)
+    needed: bool = field(default=False, init=False)
 
     def look(self, session: Session) -> bool:
         with session.store.read() as tx:
@@ -104,8 +108,10 @@ class CachedImageObject(Difference):
             busy = journal.is_open_for(tx, self.id or "")  # in one view: whoever fills it does not hold its lock
         if entry is None or busy:
             return False
-        size = size_of(backend_of(session, entry.backend), entry.object)
-        self.status, self.fix = entry.status, "let go of it"
+        backend = backend_of(session, entry.backend)
+        size = size_of(backend, entry.object)
+        self.needed = size == entry.size and _is_base(session, backend, entry.object)
+        self.status, self.fix = entry.status, "set it to available" if self.needed else "let go of it"
         if entry.status != image_cache.AVAILABLE:
             self.problem = f"cached image {self.object} is {entry.status}, but nothing is done to it"
         elif size is None:
@@ -115,8 +121,47 @@ class CachedImageObject(Difference):
         return (entry.status, size) != (image_cache.AVAILABLE, entry.size)
 
     def repair(self, session: Session, locks: LockSet) -> None:
+        if self.needed:
+            with session.store.write() as tx:
+                image_cache.transition(tx, self.id or "", (self.status,), image_cache.AVAILABLE)
+            return
         state = EvictState(self.id or "", self.backend or "", self.status)
         session.engine.start("image_cache_evict", state, object_id=self.id, locks=locks)
+
+
+@mutable
+class CachedImageAlone(Difference):
+    """An image-volume without a row, which volumes with one lie over."""
+
+    kind = "cached_image"
+    target: Object = field(kw_only=True)
+
+    def look(self, session: Session) -> bool:
+        with session.store.read() as tx:
+            known = noted(tx, self.target) or journal.is_open_for(tx, self.target.id)
+        self.problem = f"cached image {self.object} has no row, and volumes lie over it"
+        self.fix = "note it again; of which image it is, nobody knows"
+        return not known and _is_base(session, backend_of(session, self.backend), self.target)
+
+    def repair(self, session: Session, locks: LockSet) -> None:
+        size = size_of(backend_of(session, self.backend), self.target)
+        with session.store.write() as tx:
+            image_cache.insert_entry(tx, lost_image(self.target, self.backend or "", size or 0))
+
+
+def _is_base(session: Session, backend: Backend, image: Object) -> bool:
+    """Is it whole, and does what has a row lie over it? Only what is whole is cloned."""
+    if not backend.capabilities.clones_need_source:
+        return False
+    listing = backend.listing()
+    over, found = {image.name}, listing.objects.get(image)
+    while more := {name for name, below in listing.links.items() if below in over} - over:
+        over |= more
+    if len(over) == 1 or not (found and found.size) or image.name in listing.damaged:
+        return False
+    with session.store.read() as tx:
+        rows = [noted(tx, target) for target in map(files.object_named, over - {image.name}) if target]
+    return any(row and row.counts_on(backend.name) for row in rows)
 
 
 @mutable
@@ -134,6 +179,8 @@ class Orphan(Difference):
             volume = volumes.find(tx, self.target.id)
         busy = busy or (volume is not None and volume.status not in RESTING)
         if busy or (row and row.counts_on(backend.name)) or (found := backend.inspect(self.target)) is None:
+            return False
+        if row is None and self.target.kind == "image" and _is_base(session, backend, self.target):
             return False
         self.problem = f"{self.target.name} ({format_size(found.size)}) {self._why(session, row)}"
         self.fix = f"delete it from backend {backend.name}"

@@ -144,7 +144,7 @@ class _Rows:
             if target not in sizes:
                 continue
             if target.kind == "image":
-                self.cached.append(_cached(target, backend.name, sizes[target]))
+                self.cached.append(lost_image(target, backend.name, sizes[target]))
                 continue
             made = self.volumes if target.kind == "volume" else self.snapshots
             if target.id in made:
@@ -243,7 +243,7 @@ class _Rows:
                 events.add(tx, f"{noun}.status", row["id"], request, {"from": None, "to": row["status"]})
 
 
-def _cached(target: Object, backend: str, size: int) -> CachedImage:
+def lost_image(target: Object, backend: str, size: int) -> CachedImage:
     """An image-volume of which nobody knows the image: never cloned again, and the first to go."""
     key, long_ago = f"lost:{target.id}", "1970-01-01T00:00:00.000000Z"
     sizes = (size, 0, size)

@@ -68,7 +68,7 @@ class View:
 
 
 def suspects(session: Session) -> Iterator[Difference]:
-    """In the order in which they can be repaired: flows first, snapshots before volumes."""
+    """In the order in which they can be repaired: flows first, snapshots before volumes, those before images."""
     listings: dict[str, Listing] = {}
     unusable = list(_list_backends(session, listings))
     stored = set(os.listdir(session.env.places.images))
@@ -79,7 +79,7 @@ def suspects(session: Session) -> Iterator[Difference]:
     yield from chains.suspects(view)
     yield from returned.suspects(view)
     # What waits is named before anything is deleted, which lets it go on.
-    for look in (_types, _snapshots, _volumes, _attachments, _devices, _cached, _alone, _strays, _images):
+    for look in (_types, _snapshots, _volumes, _attachments, _devices, _alone, _cached, _strays, _images):
         yield from look(session, view)
     for name in view.reservations:
         yield rows.Reservation(name, name)
@@ -219,13 +219,16 @@ def _is_elsewhere(view: View, target: Object, backend: str) -> bool:
 
 
 def _alone(session: Session, view: View) -> Iterator[Difference]:
-    """Objects without a row, snapshots first."""
+    """Objects without a row, snapshots first, and last the images that others lie over."""
     for backend, listing in view.listings.items():
-        for target in sorted(listing.objects, key=lambda target: target.kind != "snap"):
+        for target in sorted(listing.objects, key=lambda target: ("snap", "volume", "image").index(target.kind)):
             if not _counted_on(view, target, backend):
                 lock = view.snapshots[target.id].volume_id if target.id in view.snapshots else target.id
                 locks = {lock: EXCLUSIVE} | view.shared(backend, target.name)
-                yield objects.Orphan(target.name, target.id, None, backend, locks, target=target)
+                about = (target.name, target.id, None, backend, locks)
+                yield objects.Orphan(*about, target=target)
+                if target.kind == "image":
+                    yield objects.CachedImageAlone(*about, target=target)
 
 
 def _counted_on(view: View, target: Object, backend: str) -> bool:
