@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.backends.conformance import stranger
 from volctl import interrupt
 from volctl.errors import AccessError, BackendError, NoSpaceError, TimedOut
 from volctl.files import Directory, Ownership, Place, allocate, copy, grow, holders, os_open, reflink, translated
@@ -146,3 +147,14 @@ def test_no_descriptor_stays_open(tmp_path: Path) -> None:
 def test_nobody_holds_what_only_we_have_open(tmp_path: Path) -> None:
     with (tmp_path / "file").open("w+b") as file:
         assert holders(tmp_path / "file", file.fileno()) == []
+
+
+@pytest.mark.parametrize(("seconds", "stays"), [(0.1, False), (60, True)])
+def test_who_only_glances_at_a_file_does_not_hold_it(seconds: float, stays: bool, tmp_path: Path) -> None:
+    """As every command does that looks at all headers of a pool."""
+    path = tmp_path / "file"
+    path.touch()
+    glance = f"import sys, time, threading; f = open(sys.argv[1]); threading.Timer({seconds}, f.close).start()"
+    with stranger(glance, str(path)) as pid, path.open("rb") as file:
+        found = holders(path, file.fileno())
+        assert [f"(pid {pid})" in holder for holder in found] == [True] * stays

@@ -13,20 +13,25 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from volctl import held, kernel
+from volctl import held, interrupt, kernel
 from volctl.files.backing import backed_by
 
 _FLOCK = "hhqqi"  # struct flock: l_type, l_whence, l_start, l_len, l_pid
+_GLANCE = (0.01, 0.05, 0.1, 0.2)
+"""Seconds, one after another, in which whoever only looks at a header has closed the file again."""
 
 
 def holders(path: Path, fd: int) -> list[str]:
     """For a person to read: `/dev/loop3, mounted on /mnt`, `qemu-system-x86 (pid 812)`.
 
     `fd` is open on the file at `path` (for reading is enough). This process and its children do not
-    count, nor who shares a lock with us. Without rights to see the processes of others, a lock still tells of them.
+    count, nor who shares a lock with us, nor who has closed it in a moment: another command of ours that looks at all
+    files. Without rights to see the processes of others, a lock still tells of them.
     """
     strangers, ours = _processes(path, os.fstat(fd))
-    found = [*_loops(os.fstat(fd), path.name), *strangers]
+    if strangers and not _locked(fd):
+        strangers = _staying(strangers, path, os.fstat(fd))
+    found = [*_loops(os.fstat(fd), path.name), *map(_named, strangers)]
     if not found and not ours and _locked(fd):
         found.append("a process that locks it (such as qemu)")
     return found
@@ -39,7 +44,11 @@ def device_holders(node: Path) -> list[str]:
     """
     device = os.stat(node)
     block = Path("/sys/dev/block", f"{os.major(device.st_rdev)}:{os.minor(device.st_rdev)}").resolve()
-    return [*_uses(block), *(f"held by {above}" for above in _loops(device, node.name)), *_processes(node, device)[0]]
+    return [
+        *_uses(block),
+        *(f"held by {above}" for above in _loops(device, node.name)),
+        *map(_named, _processes(node, device)[0]),
+    ]
 
 
 def _loops(file: os.stat_result, name: str) -> Iterator[str]:
@@ -87,15 +96,28 @@ def _is_one(mount: kernel.Mount, numbers: set[str], nodes: set[str]) -> bool:
 
 
 def _processes(path: Path, file: os.stat_result) -> tuple[list[str], bool]:
-    """The strangers that have the file open, and whether one of us has."""
+    """The ids of the strangers that have the file open, and whether one of us has."""
     strangers, ours = [], False
     for pid in filter(str.isdigit, os.listdir("/proc")):
         if _opens(pid, path.name, file):
             if _is_ours(int(pid)) or _shares_lock(pid):
                 ours = ours or int(pid) != os.getpid()
             else:
-                strangers.append(f"{_text(Path('/proc', pid, 'comm')).strip() or 'a process'} (pid {pid})")
+                strangers.append(pid)
     return strangers, ours
+
+
+def _staying(pids: list[str], path: Path, file: os.stat_result) -> list[str]:
+    """Those that do not close the file in a moment. Most that keep it lock it, as qemu does, and are not waited for."""
+    for pause in _GLANCE:
+        if pids:
+            interrupt.pause(pause)
+            pids = [pid for pid in pids if _opens(pid, path.name, file)]
+    return pids
+
+
+def _named(pid: str) -> str:
+    return f"{_text(Path('/proc', pid, 'comm')).strip() or 'a process'} (pid {pid})"
 
 
 def _opens(pid: str, name: str, file: os.stat_result) -> bool:
