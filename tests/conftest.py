@@ -14,6 +14,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -226,3 +227,14 @@ def tmpfs(place: Path, size: str) -> Iterator[Path]:
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", place], check=True)
     yield place
     subprocess.run(["umount", place], check=True)
+
+
+def await_blocked(descriptor: int, many: int) -> None:
+    """Until so many wait for the lock of an open file, as the kernel tells it (proc(5), locks)."""
+    inode, end = os.fstat(descriptor).st_ino, time.monotonic() + 60
+    while True:
+        lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+        if sum("->" in line and line[-3].endswith(f":{inode}") for line in lines) >= many:
+            return
+        assert time.monotonic() < end, "nobody waits"
+        time.sleep(0.01)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import sqlite3
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Cli, rows
-from tests.conftest import Volctl
+from tests.conftest import Volctl, await_blocked
 from volctl.db.store import machine_id
 
 
@@ -41,6 +42,56 @@ def test_a_backup_is_one_file_that_can_be_put_back(cli: Cli) -> None:
     restore(cli, copy)
     assert cli.json("show", "v")["updated_at"] == made["updated_at"]
     assert cli.json("doctor", status=12)[0]["kind"] == "snapshot_object"
+
+
+DIE = """
+import os
+from volctl.cli import main
+from volctl.db import store
+commits = iter(range(20))
+store.probe = lambda point: point == "after commit" and next(commits) == 12 and os._exit(9)
+main(["create", "late", "--size", "1M", "--count", "9"])
+"""
+
+
+@pytest.fixture
+def put_back(cli: Cli, volctl: Volctl) -> Path:
+    """A backup in the place of a database that is lost, whose log a command that was killed has left."""
+    cli.volume("v")
+    cli("backup-db", "copy.db")
+    cli("create", "w", "--size", "1M", "--count", "9")
+    done = subprocess.run([sys.executable, "-c", DIE], env=volctl.environment, check=False)
+    assert done.returncode == 9
+    (cli.state / "volctl.db").unlink()
+    assert "volctl.db-wal" in cli.error(11, "db", "list")["hint"]
+    shutil.copy(cli.home / "copy.db", cli.state / "volctl.db")
+    assert (cli.state / "volctl.db-wal").stat().st_size > 0
+    return cli.home / "copy.db"
+
+
+def test_the_log_of_a_lost_database_is_not_played_into_a_backup(put_back: Path, cli: Cli) -> None:
+    left = (cli.state / "volctl.db-wal").read_bytes()
+    assert [volume["name"] for volume in cli.json("list")] == ["v"]
+    assert rows(cli.state / "volctl.db") == rows(put_back)
+    (aside,) = cli.state.glob("volctl.db.unusable-*-wal")
+    assert aside.read_bytes() == left
+    assert {found["kind"] for found in cli.json("doctor", status=12)} == {"orphan"}
+
+
+def test_of_first_commands_on_a_backup_none_takes_anothers_log_away(put_back: Path, cli: Cli, volctl: Volctl) -> None:
+    descriptor = os.open(cli.state, os.O_RDONLY)
+    words = [*volctl.argv, "create", "n", "--size", "1M", "--count", "3", "-q"]
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        of = [[*words, "--project", str(number)] for number in range(4)]
+        all_ = [subprocess.Popen(each, env=volctl.environment, stdout=subprocess.DEVNULL) for each in of]
+        await_blocked(descriptor, 4)
+    finally:
+        os.close(descriptor)
+    assert [one.wait() for one in all_] == [0] * 4
+    assert len(cli.json("list", "--all-projects")) == 1 + 4 * 3
+    assert len(list(cli.state.glob("volctl.db.unusable-*-wal"))) == 1
+    cli.json("doctor", status=12)
 
 
 def test_what_is_there_is_not_replaced(cli: Cli) -> None:

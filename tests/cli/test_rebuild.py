@@ -13,7 +13,6 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-import time
 import zlib
 from collections.abc import Callable
 from contextlib import closing
@@ -23,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Cli, MiB
-from tests.conftest import Volctl
+from tests.conftest import Volctl, await_blocked
 from tests.populations import World, come_back_equal
 
 CONFIG = '[[backend]]\nname = "{kind}"\nkind = "{kind}"\ndirectory = "{home}/{kind}"\n'
@@ -90,17 +89,6 @@ def test_of_two_at_once_one_makes_it_and_the_other_leaves_it(cli: Cli, volctl: V
     assert [volume["name"] for volume in cli.json("list")] == ["v"]
 
 
-def await_blocked(descriptor: int, many: int) -> None:
-    """Until so many wait for the lock of an open file, as the kernel tells it (proc(5), locks)."""
-    inode, end = os.fstat(descriptor).st_ino, time.monotonic() + 60
-    while True:
-        lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
-        if sum("->" in line and line[-3].endswith(f":{inode}") for line in lines) >= many:
-            return
-        assert time.monotonic() < end, "nobody waits"
-        time.sleep(0.01)
-
-
 def test_the_recipe_is_told_and_asked_for(cli: Cli) -> None:
     made = cli.volume("v")
     (cli.state / "volctl.db").unlink()  # its log stays, and must not be played into the new one
@@ -132,6 +120,17 @@ def test_an_unusable_database_is_kept_aside(cli: Cli) -> None:
     assert [volume["id"] for volume in cli.json("list")] == [made["id"]]
     (aside,) = (path for path in cli.state.glob("volctl.db.unusable-*") if path.read_bytes() == b"rubbish" * 100)
     assert aside.name.startswith("volctl.db.unusable-")
+
+
+def test_a_damaged_backup_in_its_place_is_kept_aside(cli: Cli) -> None:
+    made = cli.volume("v")
+    cli("backup-db", "copy.db")
+    lose(cli)
+    shutil.copy(cli.home / "copy.db", cli.state / "volctl.db")
+    os.truncate(cli.state / "volctl.db", 8192)
+    cli.error(11, "db", "list")
+    cli("doctor", "--rebuild", "--yes")
+    assert [volume["id"] for volume in cli.json("list")] == [made["id"]]
 
 
 def test_nothing_to_make_it_of(cli: Cli) -> None:

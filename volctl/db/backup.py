@@ -15,14 +15,12 @@ from sqlalchemy import Connection, create_engine
 from sqlalchemy.pool import StaticPool
 
 from volctl import files, interrupt
-from volctl.db.store import BACKUP_NOTE, Store, alone_in, remove_files
+from volctl.db.store import BACKUP_NOTE, VERSIONS, Store, alone_in, remove_files
 from volctl.errors import DatabaseError, ExistsError, NoSpaceError, UsageError
 from volctl.model import is_uuid
 
 PAGES = 256  # copied between two looks for signals and the deadline
 UNFINISHED = ".volctl-backup-"  # before the name of a backup that is not whole yet
-VERSIONS = 18
-"""Where a database's header says how it is written and read, a byte each: 2 with a log beside it (WAL), 1 without."""
 
 
 def backup(store: Store, target: Path, amend: Callable[[Connection], None], *, replace: bool) -> int:

@@ -12,7 +12,7 @@ import os
 import stat
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,31 +21,24 @@ from sqlalchemy.exc import DatabaseError as SqlError
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import StaticPool
 
-from volctl import interrupt, kernel
+from volctl import interrupt
 from volctl.db import migrations, tables
+from volctl.db.place import is_full, refuse_full, refuse_network
 from volctl.errors import DatabaseError, LockedError, NoSpaceError
 from volctl.model import now
 
 T = TypeVar("T")
 APPLICATION_ID = 0x766F6C63  # "volc"
-NETWORK_FILE_SYSTEMS = {
-    "nfs",
-    "nfs4",
-    "cifs",
-    "smb3",
-    "smbfs",
-    "9p",
-    "ceph",
-    "glusterfs",
-    "fuse.glusterfs",
-    "fuse.sshfs",
-}
 BUSY_SLICE = 0.25  # seconds SQLite waits by itself before we look for signals and the deadline
 BUSY_LIMIT = 60.0
-PAGE = 4096  # bytes; of SQLite and of its index in memory
-LEAST_ROOM = 1 << 20  # bytes; more than one command's transactions and the index take
 BACKUP_NOTE = "backup-"  # before the name of the link to a backup that is not whole yet
-RECIPE = "restore it from a backup (volctl backup-db), or make it again from the backends: volctl doctor --rebuild"
+PARTS = ("", "-wal", "-shm", "-journal")  # of the names of a database and of what SQLite keeps beside it
+VERSIONS = 18
+"""Where a database's header says how it is written and read, a byte each: 2 with a log beside it (WAL), 1 without."""
+RECIPE = (
+    "restore it from a backup (volctl backup-db), after removing what is beside it (volctl.db-wal, -shm, -journal), "
+    "or make it again from the backends: volctl doctor --rebuild"
+)
 WHOLE = {"whole": True}
 """In the details of an error about a database that only this command cannot use."""
 
@@ -161,37 +154,35 @@ def _patiently(act: Callable[[], T], back: Callable[[], None] = lambda: None) ->
             waited += BUSY_SLICE
 
 
-def open_store(path: Path, *, may_create: Callable[[], None] = lambda: None, take_over: bool = False) -> Store:
+def open_store(
+    path: Path, *, may_create: Callable[[], None] = lambda: None, take_over: bool = False, alone: bool = False
+) -> Store:
     """Open the database at `path`, making it first where there is none.
 
     `may_create` is asked before a missing one is made, and raises if storage of ours exists without
-    it. `take_over` makes another host's file this one's. `DatabaseError` for an empty, foreign, corrupt
-    or newer file, another host's, a network file system.
+    it. `take_over` makes another host's file this one's. `alone`: the caller is `alone_in` the directory.
+    `DatabaseError` for an empty, foreign, corrupt or newer file, another host's, a network file system.
     """
-    _refuse_network(path.parent)
-    _refuse_full(path)
+    refuse_network(path.parent)
+    refuse_full(path)
     if not path.exists():
         if path.is_symlink():
             raise DatabaseError(f"the database {path} is a link to what is not there", hint="is its disk mounted?")
         _create(path, may_create)
-    _refuse_garbage(path)
+    real = path.resolve()  # beside which SQLite keeps its files
+    if _is_backup(path) or _part(real, "-journal").exists():  # the latter of a `_give_log` that was killed
+        with nullcontext() if alone else alone_in(real.parent):
+            _give_log(real)
     return Store(path, _engine(path), take_over=take_over)
 
 
-def _refuse_full(path: Path) -> None:
-    """SQLite makes room for its index page by page; blocks that are smaller leave holes, and a hole is a SIGBUS."""
-    room = os.statvfs(path.parent)
-    if room.f_frsize < PAGE and room.f_bavail * room.f_frsize < LEAST_ROOM:
-        raise NoSpaceError(f"there is no room for the database {path}: less than 1 MiB is free", hint="free some space")
-
-
-def _refuse_garbage(path: Path) -> None:
-    """See what kind of file it is before SQLite does: an empty file opens happily as a database."""
+def _is_backup(path: Path) -> bool:
+    """Was a backup put here? What is no database is refused before SQLite sees it: an empty file opens happily."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             found = os.fstat(descriptor)
-            head = os.read(descriptor, 16) if stat.S_ISREG(found.st_mode) else b""
+            head = os.read(descriptor, VERSIONS + 2) if stat.S_ISREG(found.st_mode) else b""
         finally:
             os.close(descriptor)
     except OSError as error:
@@ -201,8 +192,27 @@ def _refuse_garbage(path: Path) -> None:
         raise DatabaseError(f"the database {path} is no regular file", hint=RECIPE)
     if found.st_size == 0:
         raise DatabaseError(f"the database {path} is empty", hint=RECIPE)
-    if head != b"SQLite format 3\0":
+    if not head.startswith(b"SQLite format 3\0"):
         raise DatabaseError(f"{path} is not a database", hint=RECIPE)
+    return head[VERSIONS:] == b"\1\1"
+
+
+def _give_log(path: Path) -> None:
+    """Let a backup have a log of its own, and set aside one that is beside it: SQLite would play it into the backup.
+
+    It is of the database that was here before. A header says 1 only while there is no log: SQLite makes
+    it 2, with a rollback journal, before it makes a log, and 1 again after that is gone (its pages
+    "Database File Format", 1.3.3, and "Write-Ahead Logging", Backwards Compatibility), and what
+    we build says 2 before it gets its name. Whoever comes second finds 2: then the log is in use.
+    """
+    if _is_backup(path):
+        _set_aside(path, "-wal", "-shm")
+        _sync(path.parent)
+    engine = _engine(path)
+    try:
+        _connect(path, engine).close()
+    finally:
+        engine.dispose()
 
 
 def _create(path: Path, may_create: Callable[[], None]) -> None:
@@ -229,7 +239,7 @@ def recreate(path: Path, database: str, fill: Callable[[Store], None], may_repla
     A file that is in its place is set aside; where to. `may_replace` raises if it should stay: asked
     when nobody else can put one there.
     """
-    _refuse_network(path.parent)
+    refuse_network(path.parent)
     with alone_in(path.parent):
         may_replace()
         temporary, aside = _temporary(path), None
@@ -243,16 +253,16 @@ def recreate(path: Path, database: str, fill: Callable[[Store], None], may_repla
         _check_whole(temporary)
         probe("before rename")
         if any(os.path.lexists(part) for part in _parts(path)):
-            aside = _set_aside(path)
+            aside = _set_aside(path, *PARTS)
         temporary.rename(path)
     return aside
 
 
-def _set_aside(path: Path) -> Path:
+def _set_aside(path: Path, *suffixes: str) -> Path:
     aside = path.with_name(f"{path.name}.unusable-{now()}")
-    for part, kept in zip(_parts(path), _parts(aside), strict=True):
-        if os.path.lexists(part):
-            part.rename(kept)
+    for suffix in suffixes:
+        if os.path.lexists(part := _part(path, suffix)):
+            part.rename(_part(aside, suffix))
     return aside
 
 
@@ -285,7 +295,11 @@ def _temporary(path: Path) -> Path:
 
 
 def _parts(path: Path) -> list[Path]:
-    return [path.with_name(path.name + suffix) for suffix in ("", "-wal", "-shm", "-journal")]
+    return [_part(path, suffix) for suffix in PARTS]
+
+
+def _part(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
 
 
 def _build(path: Path, database: str) -> None:
@@ -298,6 +312,10 @@ def _build(path: Path, database: str) -> None:
     _check_whole(path)
     path.chmod(stat.S_IRUSR | stat.S_IWUSR)
     keep_owner(path)
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -308,7 +326,7 @@ def _build(path: Path, database: str) -> None:
 def _check_whole(path: Path) -> None:
     """SQLite says nothing when it cannot write its log into a file that it closes: it keeps the log."""
     if any(os.path.lexists(part) for part in _parts(path)[1:]):
-        kind = NoSpaceError if _is_full(path.parent) else DatabaseError
+        kind = NoSpaceError if is_full(path.parent) else DatabaseError
         raise kind(f"the database {path} could not be written as a whole", hint="look at its disk, and free some space")
 
 
@@ -352,16 +370,10 @@ def translated(path: Path) -> Iterator[None]:
             raise LockedError(f"the database {path} was busy for {BUSY_LIMIT:g} s") from error
         if "UNIQUE" in said or "FOREIGN KEY" in said:
             raise
-        if _is_full(path.parent):
+        if is_full(path.parent):
             raise NoSpaceError(f"there is no room for the database {path}: {said}", hint="free some space") from error
         details = WHOLE if "readonly" in said or "unable to open" in said else None
         raise DatabaseError(f"the database {path} cannot be used: {said}", hint=RECIPE, details=details) from error
-
-
-def _is_full(directory: Path) -> bool:
-    """SQLite says `disk I/O error` for several of its files when the disk is full."""
-    room = os.statvfs(directory)
-    return room.f_bavail == 0 or (room.f_files > 0 and room.f_favail == 0)
 
 
 def machine_id() -> str | None:
@@ -377,13 +389,3 @@ def keep_owner(path: Path) -> None:
     if os.geteuid() == 0:
         parent = path.parent.stat()
         os.chown(path, parent.st_uid, parent.st_gid, follow_symlinks=False)
-
-
-def _refuse_network(directory: Path) -> None:
-    """SQLite's WAL needs shared memory, which network file systems do not give."""
-    device = directory.stat().st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    for mount in kernel.mounts():
-        if mount.device == wanted and mount.kind in NETWORK_FILE_SYSTEMS:
-            said = f"{directory} is on a network file system ({mount.kind})"
-            raise DatabaseError(said, hint="choose a local directory")

@@ -13,7 +13,7 @@ from volctl.backend import Backend, Setup
 from volctl.config import BackendConfig, Config, Places
 from volctl.db import about, image_cache
 from volctl.db.chains import StoredChains
-from volctl.db.store import Store
+from volctl.db.store import RECIPE, Store
 from volctl.errors import BackendError, ConfigError, DatabaseError, NotFoundError
 from volctl.images import content
 from volctl.kinds import load
@@ -81,7 +81,7 @@ class Backends:
         if owner := self.owner(name):
             raise DatabaseError(
                 f"the database {database} is missing, but backend {name} holds volumes of database {owner}",
-                hint="restore it from a backup, or make it again: volctl doctor --rebuild",
+                hint=RECIPE,
             )
 
     def owner(self, name: str) -> str | None:

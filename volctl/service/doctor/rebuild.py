@@ -55,10 +55,11 @@ def rebuild(options: Options, watcher: Watcher) -> list[Finding]:
     rows = _Rows()
 
     def may_replace() -> None:
-        _check_lost(where.database)
+        _check_lost(where.database, alone=True)
         _check_idle(where.locks)
 
-    may_replace()
+    _check_lost(where.database)
+    _check_idle(where.locks)
     fill: Callable[[Store], None] = lambda store: _fill(store, config, where, rows)
     aside = recreate(where.database, _owner(config, where), fill, may_replace)
     if aside:
@@ -72,12 +73,12 @@ def _open(options: Options) -> tuple[Places, Config]:
     return where, load(where)
 
 
-def _check_lost(database: Path) -> None:
+def _check_lost(database: Path, *, alone: bool = False) -> None:
     """`ConflictError` for one that can be used, its own error for one that only we cannot."""
     if not database.exists():
         return
     try:
-        store = open_store(database)
+        store = open_store(database, alone=alone)
         try:
             check_integrity(store)
         finally:
