@@ -91,6 +91,20 @@ def test_image_add_gives_what_was_fetched_a_name(cli: Cli, web: Web) -> None:
     assert stored(cli) == []
 
 
+def test_what_was_fetched_goes_with_the_state_directory(cli: Cli, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = web.put("/disk.raw", CONTENT)
+    cli("create", "v", "--from-image", url)
+    cli("image", "add", "i", url)
+    moved = cli.state.rename(cli.home / "moved")
+    monkeypatch.setenv("VOLCTL_STATE_DIR", str(moved))
+    cli("doctor")
+    for number, source in enumerate(("i", url)):
+        cli("create", f"w{number}", "--from-image", source)
+        assert cli.file(f"w{number}").read_bytes() == CONTENT
+    assert cli.json("image", "refresh", "i")["location"] == str(moved / "images" / cli.json("image", "show", "i")["id"])
+    assert [asked.status for asked in web.asked] == [200, 304, 304, 304]
+
+
 def test_what_is_wrong_with_the_request_is_told_before_anything_is_fetched(cli: Cli, web: Web) -> None:
     url = web.put("/disk.raw", CONTENT)
     cli.volume("v")

@@ -73,6 +73,20 @@ def test_a_raw_image_from_elsewhere_is_cached(pool: Path, cli: Cli) -> None:
     assert len(cli.json("image", "cache", "list")) == 1
 
 
+def test_a_copy_that_moved_with_the_state_directory_is_still_what_was_cached(
+    pool: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli("image", "add", "i", make_image(cli.home / "disk.qcow2", os.urandom(MiB), 2 * MiB), "--copy")
+    cli("create", "v", "--from-image", "i")
+    cached = cli.json("image", "cache", "list")
+    assert len(cached) == 1
+    monkeypatch.setenv("VOLCTL_STATE_DIR", str(cli.state.rename(cli.home / "moved")))
+    assert cli.json("image", "cache", "prune") == []
+    assert "qemu-img" not in cli("create", "w", "--from-image", "i", "-v").err
+    cli("image", "delete", "i")
+    assert cli.json("image", "cache", "list") == []
+
+
 def test_backend_show_says_that_images_are_cached_and_what_they_take(pool: Path, cli: Cli) -> None:
     assert cli.json("backend", "show", "files")["image_cache"]["images"] == 0
     cli("create", "v", "--from-image", make_image(cli.home / "disk.qcow2", os.urandom(MiB), 3 * MiB))

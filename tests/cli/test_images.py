@@ -99,6 +99,28 @@ def test_packed(pack: str, cli: Cli) -> None:
     assert os.listdir(cli.state / "images") == []
 
 
+def test_copies_go_with_the_state_directory(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    added = cli.json("image", "add", "i", make_image(cli.home / "disk.qcow2", CONTENT, 2 * MiB), "--copy")
+    in_place = cli.json("image", "add", "j", "disk.qcow2")
+    moved = cli.state.rename(cli.home / "moved")
+    monkeypatch.setenv("VOLCTL_STATE_DIR", str(moved))
+    here = added | {"location": str(moved / "images" / added["id"])}
+    assert cli.json("image", "list") == [here, in_place]
+    cli("doctor")
+    for name in ("i", added["id"]):
+        cli("create", name[0], "--from-image", name)
+        assert cli.file(name[0]).read_bytes().startswith(CONTENT)
+    refreshed = cli.json("image", "refresh", "i")
+    assert refreshed == here
+    copy = Path(here["location"])
+    copy.touch()
+    assert cli.error(7, "image_unsafe", "create", "--from-image", "i")["hint"]
+    assert cli.json("image", "refresh", "i") == here
+    cli("create", "w", "--from-image", "i")
+    cli("image", "delete", "i")
+    assert not copy.exists() and not list((moved / "images").iterdir())
+
+
 def test_without_a_name(cli: Cli) -> None:
     image = make_image(cli.home / "disk.qcow2", CONTENT, 4 * MiB)
     added = cli.json("image", "add", image)

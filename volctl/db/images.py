@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, delete, insert, select, update
+from sqlalchemy import Connection, RowMapping, Select, delete, insert, select, update
 
+from volctl.config import Places
 from volctl.db.tables import images
 from volctl.errors import NotFoundError
 from volctl.model import Image, Json
 
-_INTERNAL = {"identity", "owned", "mark", "packed", "used_at", "registered"}
+_INTERNAL = {"identity", "mark", "packed", "used_at", "registered"}
 _COLUMNS = [column for column in images.c if column.name not in _INTERNAL]
 _UNCLAIMED = images.c.origin.is_not(None) & images.c.name.is_(None) & images.c.registered.is_not(True)
 
 
-def as_image(row: RowMapping) -> Image:
+def _select(tx: Connection, query: Select[Any]) -> list[Image]:
+    """By a query of `_COLUMNS`. Our copies are in the store beside the database, which may have been moved together."""
+    store = Places(Path(str(tx.engine.url.database)).parent, None).images
+    return [_as_image(dict(row), store) for row in tx.execute(query).mappings()]
+
+
+def _as_image(row: Json, store: Path) -> Image:
+    if row.pop("owned"):
+        row["location"] = str(store / row["id"])
     return Image(**row)
 
 
@@ -25,8 +35,7 @@ def insert_row(tx: Connection, row: Json) -> None:
 
 
 def find(tx: Connection, image_id: str) -> Image | None:
-    row = tx.execute(select(*_COLUMNS).where(images.c.id == image_id)).mappings().one_or_none()
-    return as_image(row) if row else None
+    return next(iter(_select(tx, select(*_COLUMNS).where(images.c.id == image_id))), None)
 
 
 def internals(tx: Connection, image_id: str) -> Json:
@@ -50,23 +59,20 @@ def _some(tx: Connection, image_id: str, *names: str) -> Json:
 
 
 def by_name(tx: Connection, name: str) -> Image | None:
-    row = tx.execute(select(*_COLUMNS).where(images.c.name == name)).mappings().one_or_none()
-    return as_image(row) if row else None
+    return next(iter(_select(tx, select(*_COLUMNS).where(images.c.name == name))), None)
 
 
 def by_prefix(tx: Connection, prefix: str) -> list[Image]:
-    query = select(*_COLUMNS).where(images.c.id >= prefix, images.c.id < prefix + "g").limit(10)
-    return [as_image(row) for row in tx.execute(query).mappings()]
+    return _select(tx, select(*_COLUMNS).where(images.c.id >= prefix, images.c.id < prefix + "g").limit(10))
 
 
 def listing(tx: Connection) -> list[Image]:
-    rows = tx.execute(select(*_COLUMNS).order_by(images.c.created_at)).mappings()
-    return [as_image(row) for row in rows]
+    return _select(tx, select(*_COLUMNS).order_by(images.c.created_at))
 
 
 def at_location(tx: Connection, location: str) -> list[Image]:
-    rows = tx.execute(select(*_COLUMNS).where(images.c.location == location)).mappings()
-    return [as_image(row) for row in rows]
+    """For what is not our copy."""
+    return _select(tx, select(*_COLUMNS).where(images.c.location == location))
 
 
 def fetched_from(tx: Connection, origin: str) -> list[RowMapping]:

@@ -95,6 +95,7 @@ images = Table(
     metadata,
     Column("id", String, primary_key=True),
     Column("name", String, unique=True),
+    # of our copy (`owned`), where it was made: it is in the image store, wherever that is by now
     Column("location", String, nullable=False),
     Column("format", String, nullable=False),
     Column("size", Integer),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from volctl import interrupt
@@ -64,11 +65,11 @@ def _useless(session: Session, entry: CachedImage) -> bool:
 
 def _is_stale(session: Session, entry: CachedImage) -> bool:
     """Is there no file and no registered image of this content?"""
-    try:
-        if content.of_file(store.identity_of(os.stat(entry.location))) == entry.identity:
-            return False
-    except OSError:
-        pass  # the file is gone
+    moved = session.env.places.images / os.path.basename(entry.location)  # with the state directory, since then
+    for path in (entry.location, moved):
+        with suppress(OSError):  # the file is gone
+            if content.of_file(store.identity_of(os.stat(path))) == entry.identity:
+                return False
     with session.store.read() as tx:
         return not _is_registered(tx, entry)
 
