@@ -17,12 +17,14 @@ class Found:
     """Something of somebody's: its name on the backend, its path for people, its size in bytes.
 
     `file` is a path that can be read to see what it holds; None where that takes more than to open it.
+    `identity` tells it from another that has its name later; None where nothing does.
     """
 
     name: str
     path: str
     size: int
     file: str | None = None
+    identity: str | None = None
 
 
 class Adoption(ABC):
@@ -41,17 +43,17 @@ class Adoption(ABC):
         """
 
     @abstractmethod
-    def take(self, name: str, target: Object) -> None:
+    def take(self, name: str, target: Object, identity: str | None = None) -> None:
         """What has this name becomes `target`, with our mark and what it is about. It was so already: success.
 
-        `NotFoundError` if there is neither.
+        `NotFoundError` if there is neither, `ConflictError` for another than the one of this identity.
         """
 
     @abstractmethod
-    def give(self, volume: Object, name: str) -> None:
+    def give(self, volume: Object, name: str, identity: str | None = None) -> None:
         """The volume gets this name and loses our mark. It was so already: success.
 
-        `NotFoundError` if there is neither.
+        `NotFoundError` if there is neither; another than the one of this identity does not count.
         """
 
     @abstractmethod

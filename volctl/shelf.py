@@ -156,17 +156,17 @@ class ShelfAdoption(Adoption):
             try:
                 found = os.stat(name or ".", dir_fd=place.fd, follow_symlinks=False)
             except FileNotFoundError:
-                raise NotFoundError(f"there is no file {name} in {place.path}") from None
+                raise _no_file(place, name) from None
             self._check(place, name, found)
             with place.existing(name) as fd:
-                size = self.shelf.size_of(fd, name)
+                size, identity = self.shelf.size_of(fd, name), _identity(os.fstat(fd))
                 if holders := files.holders(place.path / name, fd):
                     said = f"{name} is in use by {', '.join(holders)}"
                     raise InUseError(said, hint="stop what uses it first")
         if size == 0 or size % SECTOR:
             fill = f"truncate -s %{SECTOR} {place.path / name}" if size else None
             raise UsageError(f"{name} has {size} bytes, and a disk has sectors of {SECTOR}", hint=fill)
-        return Found(name, self.path(name), size, self.path(name))
+        return Found(name, self.path(name), size, self.path(name), identity)
 
     def _check(self, place: files.Place, name: str, found: os.stat_result) -> None:
         if not stat.S_ISREG(found.st_mode):
@@ -183,16 +183,18 @@ class ShelfAdoption(Adoption):
         """Does a listing take it for what work leaves, or for part of something, whatever it is?"""
         return name.startswith((files.MARKER, *self.shelf.work, *self.shelf.hidden))
 
-    def take(self, name: str, target: Object) -> None:
+    def take(self, name: str, target: Object, identity: str | None = None) -> None:
         with self._at(f"adopt {name}") as place:
             if place.stat(target.name) is None:
-                _must_be(place, name)
+                if not _is_it(place, name, identity):
+                    said = f"{name} in {place.path} is another file than the one that was looked at"
+                    raise ConflictError(said, hint="somebody replaced it; look at it, and say it again")
                 place.replace(name, target.name)
             elif _same(place, name, target.name):
                 place.remove(name)
         self.shelf.describe(target)
 
-    def give(self, volume: Object, name: str) -> None:
+    def give(self, volume: Object, name: str, identity: str | None = None) -> None:
         with self._at(f"release {volume.name}") as place:
             if place.stat(volume.name) is not None:
                 self._check_whole(place, volume)
@@ -201,7 +203,8 @@ class ShelfAdoption(Adoption):
                         raise ExistsError(f"there is a file {name} in {place.path} already")
                     _name(place, volume.name, name)
             place.remove(volume.name)  # its second name, and what was kept beside it
-            _must_be(place, name)
+            if not _is_it(place, name, identity):
+                raise _no_file(place, name)
             with place.existing(name) as fd:
                 files.forget(fd)
                 place.flush(fd)
@@ -248,6 +251,16 @@ def _name(place: files.Place, name: str, other: str) -> None:
         place.replace(name, other)
 
 
-def _must_be(place: files.Place, name: str) -> None:
-    if place.stat(name) is None:
-        raise NotFoundError(f"there is no file {name} in {place.path}")
+def _identity(file: os.stat_result) -> str:
+    return f"{file.st_dev}:{file.st_ino}"
+
+
+def _is_it(place: files.Place, name: str, identity: str | None) -> bool:
+    """`NotFoundError` if nothing has this name."""
+    if (found := place.stat(name)) is None:
+        raise _no_file(place, name)
+    return identity in (None, _identity(found))
+
+
+def _no_file(place: files.Place, name: str) -> NotFoundError:
+    return NotFoundError(f"there is no file {name} in {place.path}")

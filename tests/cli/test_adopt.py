@@ -166,6 +166,32 @@ def test_a_name_and_a_quota_are_told_before(cli: Cli, thing: Path) -> None:
     assert thing.exists()
 
 
+@pytest.mark.parametrize("kind", ["loop", "qcow2"])
+def test_a_file_that_was_put_in_the_place_of_the_one_that_was_looked_at(
+    kind: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli.configure(f'[[backend]]\nname = "b"\nkind = "{kind}"\ndirectory = "{cli.home}/b"\n')
+    cli("backend", "init", "b", "--yes")
+    thing, other = cli.home / "b" / "thing", cli.home / "b" / "other"
+    for path in (thing, other):
+        qemu_img("create", "-f", "raw" if kind == "loop" else kind, path, "2M")
+    os.setxattr(other, "user.volctl", b"somebody's")
+    looked_at, put_there = marks(thing), marks(other)
+
+    def swap(point: str) -> None:
+        if point == "after commit" and other.exists():
+            thing.rename(cli.home / "b" / "away")
+            other.rename(thing)
+
+    monkeypatch.setattr("volctl.db.store.probe", swap)
+    error = cli.error(5, "conflict", "adopt", "b", "thing", "web")
+    assert "another file than the one that was looked at" in error["message"]
+    assert marks(cli.home / "b" / "away") == looked_at and marks(thing) == put_there
+    assert os.getxattr(thing, "user.volctl") == b"somebody's"
+    assert cli.json("list") == [] and cli.json("doctor") == []
+    cli("adopt", "b", "thing", "web")
+
+
 def test_what_somebody_holds(cli: Cli, thing: Path, volctl: Volctl) -> None:
     for path, words in ((thing, ["adopt", "local", "thing.raw"]), (cli.file("other"), ["release", "other"])):
         with path.open("rb") as file, subprocess.Popen(["sleep", "60"], stdin=file) as holder:

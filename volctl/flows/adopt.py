@@ -35,7 +35,10 @@ RELEASABLE = (Status.AVAILABLE, Status.ERROR)
 
 @mutable
 class AdoptState:
-    """`thing` is the name that it has on the backend without us, `path` that for people; `size` in bytes."""
+    """`thing` is the name that it has on the backend without us, `path` that for people; `size` in bytes.
+
+    `identity` is that of what is adopted, as it was looked at.
+    """
 
     volume_id: str
     backend: str
@@ -48,6 +51,7 @@ class AdoptState:
     properties: dict[str, str] = field(default_factory=dict)
     size: int = 0
     status: str = ""
+    identity: str | None = None
 
     @property
     def object(self) -> Object:
@@ -73,7 +77,7 @@ class CheckAdoptTask(AdoptTask):
         with env.store.read() as tx:
             _refuse_image(tx, found.path)
         _check_format(found, adoption(env, state.backend).format)
-        state.thing, state.path, state.size = found.name, found.path, found.size
+        state.thing, state.path, state.size, state.identity = found.name, found.path, found.size, found.identity
 
     def record(self, tx: Connection, run: AdoptRun) -> None:
         """Quota, and the row, status `creating`."""
@@ -101,11 +105,13 @@ class TakeTask(AdoptTask):
         return {"backend": run.state.backend, "object": run.state.object.name, "from": run.state.thing}
 
     def execute(self, run: AdoptRun) -> None:
-        adoption(run.env, run.state.backend).take(run.state.thing, about.volume(run.env, run.state.volume_id))
+        state, target = run.state, about.volume(run.env, run.state.volume_id)
+        adoption(run.env, state.backend).take(state.thing, target, state.identity)
 
     def revert(self, run: AdoptRun) -> None:
+        state = run.state
         with suppress(NotFoundError):  # nor is it under its own name: there is nothing to give back
-            adoption(run.env, run.state.backend).give(run.state.object, run.state.thing)
+            adoption(run.env, state.backend).give(state.object, state.thing, state.identity)
 
 
 class FinishAdoptTask(AdoptTask):

@@ -68,7 +68,7 @@ class LvAdoption(Adoption):
                 return why
         return None
 
-    def take(self, name: str, target: Object) -> None:
+    def take(self, name: str, target: Object, identity: str | None = None) -> None:
         """The mark comes before the name: what has our name and no mark would be in our way."""
         group = self.session.see()
         lv = group.lv(target.name) or group.lv(name)
@@ -82,7 +82,7 @@ class LvAdoption(Adoption):
         if lv.active:
             self.session.hide(target.name, f"{target.name} is in use")
 
-    def give(self, volume: Object, name: str) -> None:
+    def give(self, volume: Object, name: str, identity: str | None = None) -> None:
         group = self.session.see()
         lv = group.lv(volume.name) or group.lv(name)
         if lv is None:
