@@ -252,7 +252,8 @@ def _name(place: files.Place, name: str, other: str) -> None:
 
 
 def _identity(file: os.stat_result) -> str:
-    return f"{file.st_dev}:{file.st_ino}"
+    """Among the files of one directory; the device's number may be another after a reboot."""
+    return str(file.st_ino)
 
 
 def _is_it(place: files.Place, name: str, identity: str | None) -> bool:
