@@ -99,10 +99,12 @@ def test_packed(pack: str, cli: Cli) -> None:
     assert os.listdir(cli.state / "images") == []
 
 
-def test_copies_go_with_the_state_directory(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("how", ["mv", "cp -a"])
+def test_copies_go_with_the_state_directory(how: str, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     added = cli.json("image", "add", "i", make_image(cli.home / "disk.qcow2", CONTENT, 2 * MiB), "--copy")
     in_place = cli.json("image", "add", "j", "disk.qcow2")
-    moved = cli.state.rename(cli.home / "moved")
+    moved = cli.home / "moved"
+    subprocess.run([*how.split(), cli.state, moved], check=True)
     monkeypatch.setenv("VOLCTL_STATE_DIR", str(moved))
     here = added | {"location": str(moved / "images" / added["id"])}
     assert cli.json("image", "list") == [here, in_place]

@@ -257,8 +257,9 @@ def _check_unchanged(env: Context, state: CreateState, registered: Image | None,
     if registered is None:
         return
     with env.store.read() as tx:
-        identity = images.internals(tx, registered.id)["identity"]
-    if identity != image.identity or registered.virtual_size != image.virtual_size:  # a device may have another medium
+        known = images.internals(tx, registered.id)
+    same = content.is_same(known["identity"], image.identity, owned=known["owned"])
+    if not same or registered.virtual_size != image.virtual_size:  # a device may have another medium
         raise ImageUnsafeError(
             f"the file of image {registered.label} has changed since it was registered",
             hint=f"look at it, then `volctl image refresh {registered.label}`",

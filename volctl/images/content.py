@@ -19,3 +19,9 @@ def digest_of(key: str) -> str | None:
 def of_file(identity: Mapping[str, int]) -> str:
     """As long as all of this stays, nobody has written to the file."""
     return "file:" + ":".join(str(identity[part]) for part in _IDENTITY)
+
+
+def is_same(checked: Mapping[str, int], found: Mapping[str, int], *, owned: bool) -> bool:
+    """Is it still that file? Nobody writes to our copies, which may have gone elsewhere with the state directory."""
+    parts = ("size", "mtime_ns") if owned else checked.keys() | found.keys()
+    return all(checked.get(part) == found.get(part) for part in parts)

@@ -14,6 +14,7 @@ from volctl.flows.attached import as_found
 from volctl.flows.context import Context
 from volctl.flows.image import ImageDeleteState, stored
 from volctl.flows.refs import VOLUME_SCHEME
+from volctl.images import content
 from volctl.images.store import identity_of
 from volctl.model import Image, Json, Object, Status
 from volctl.records import mutable
@@ -170,9 +171,9 @@ class ImageFile(Difference):
             image = images.find(tx, self.id or "")
             if image is None or image.status != Status.AVAILABLE:
                 return False
-            identity = images.internals(tx, image.id)["identity"]
+            known = images.internals(tx, image.id)
         self.fix = "set it to error; `volctl image refresh` takes it as it is then"
-        self.problem = image_problem(session.env, image, identity) or ""
+        self.problem = image_problem(session.env, image, known) or ""
         return bool(self.problem)
 
     def repair(self, session: Session, locks: LockSet) -> None:
@@ -213,8 +214,8 @@ class Temporary(Difference):
         self.remove()
 
 
-def image_problem(env: Context, image: Image, identity: Json) -> str | None:
-    """What is wrong with an image's file or volume."""
+def image_problem(env: Context, image: Image, known: Json) -> str | None:
+    """What is wrong with an image's file or volume; `known` is what its row keeps to itself."""
     if image.location.startswith(VOLUME_SCHEME):
         with env.store.read() as tx:
             gone = volumes.find(tx, image.location.removeprefix(VOLUME_SCHEME)) is None
@@ -223,4 +224,5 @@ def image_problem(env: Context, image: Image, identity: Json) -> str | None:
         found = Path(image.location).stat()
     except OSError as error:
         return f"its file {image.location} cannot be seen: {error.strerror}"
-    return None if identity_of(found) == identity else f"its file {image.location} is not the one that was checked"
+    same = content.is_same(known["identity"], identity_of(found), owned=known["owned"])
+    return None if same else f"its file {image.location} is not the one that was checked"
