@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Cli, rows
+from tests.cli.conftest import Cli, MiB, make_image, rows
 from tests.conftest import Volctl, await_blocked
 from volctl.db.store import machine_id
 
@@ -171,6 +171,37 @@ def test_while_others_write(cli: Cli, volctl: Volctl) -> None:
         assert count >= counts[-1]
         counts.append(count)
     assert writer.returncode == 0 and len(set(counts)) > 2
+
+
+SAVED = """
+import subprocess, sys
+from volctl.cli import main
+from volctl.images import convert
+copy_image = convert.copy_image
+def saved(*given):
+    subprocess.run([sys.executable, "-m", "volctl", "backup-db", "copy.db"], check=True)
+    copy_image(*given)
+convert.copy_image = saved
+sys.exit(main(["create", "v", "--from-image", "disk.raw"]))
+"""
+
+
+@pytest.mark.parametrize("kind", ["loop", "qcow2"])
+def test_what_was_being_made_from_an_image_is_available_again(kind: str, cli: Cli, volctl: Volctl) -> None:
+    """On qcow2 it lies over the cached image that was being filled then, and no row knows that."""
+    cli.configure(f'[[backend]]\nname = "a"\nkind = "{kind}"\ndirectory = "{cli.home}/a"\n')
+    cli("backend", "init", "a", "--yes")
+    make_image(cli.home / "disk.raw", b"image", MiB, "raw")
+    subprocess.run([sys.executable, "-c", SAVED], env=volctl.environment, cwd=cli.home, check=True)
+    restore(cli, cli.home / "copy.db")
+    assert cli.json("show", "v")["status"] == "error"
+    assert not any(found["deletes"] for found in cli.json("doctor", status=12))
+    cli("doctor", "--fix", "--yes")
+    assert cli.json("doctor") == []
+    cli("image", "save", "v", "saved.raw", "--format", "raw")
+    assert (cli.home / "saved.raw").read_bytes().rstrip(b"\0") == b"image"
+    cli.volume("w", "--from-image", "disk.raw")
+    assert len(list((cli.home / "a").glob("image-*"))) == (kind == "qcow2")
 
 
 HALT = """

@@ -11,7 +11,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,12 @@ class Damaged:
         with closing(sqlite3.connect(self.cli.state / "volctl.db")) as db, db:
             db.execute("PRAGMA foreign_keys = OFF")
             db.execute(text, values)
+
+    def half_made(self, name: str) -> None:
+        """Without what it is about, which a file carries when it is whole."""
+        (self.pool / f".volctl-{self.file(name).name}").unlink(missing_ok=True)
+        with suppress(OSError):
+            os.removexattr(self.file(name), "user.volctl")
 
     def stray(self, kind: str = "volume") -> Path:
         path = self.pool / f"{kind}-{uuid.uuid4()}"
@@ -250,6 +256,8 @@ def an_image_file_that_nobody_knows(at: Damaged) -> str:
 
 @damage("orphan")
 def what_an_abandoned_create_left(at: Damaged) -> str:
+    for name in ("data", "other"):
+        at.half_made(name)
     at.sql('UPDATE volumes SET status = \'error\', available_at = NULL, fault = \'{"code": "x", "message": "y"}\'')
     return at.id("other")
 
@@ -460,6 +468,45 @@ def test_a_second_one_beside_that_on_its_own_backend_is_an_orphan(damaged: Damag
     cli("doctor", "--fix", "--yes")
     assert not any(path.exists() for path in second)
     assert cli.json("doctor") == []
+
+
+NEVER = 'UPDATE volumes SET status = \'error\', available_at = NULL, fault = \'{"code": "x", "message": "y"}\''
+
+
+def test_what_is_whole_is_not_what_a_failed_create_left(damaged: Damaged) -> None:
+    """The rows are those of a backup that was made during the create, which then ended well."""
+    cli, file = damaged.cli, damaged.file("other")
+    damaged.sql(f"{NEVER} WHERE name = 'other'")
+    cli.error(5, "conflict", "create", "other", "--size", "2M", "--if-absent")
+    found = named(cli, "status", damaged.id("other"))
+    assert not found["deletes"] and "available" in found["fix"]
+    cli("set", "other", "--description", "x")
+    cli("doctor", "--fix", "--yes")
+    assert file.read_bytes().startswith(b"precious")
+    assert cli.json("show", "other")["status"] == "available" and cli.json("show", "other")["available_at"]
+    assert cli.json("doctor") == []
+
+
+@pytest.mark.parametrize("half", ["undescribed", "cut"])
+def test_what_is_not_whole_is_not_available_whatever_is_said_of_it(half: str, damaged: Damaged) -> None:
+    cli, file = damaged.cli, damaged.file("other")
+    if half == "cut":
+        os.truncate(file, MiB)
+    else:
+        damaged.half_made("other")
+    damaged.sql(f"{NEVER} WHERE name = 'other'")
+    cli("set", "other", "--description", "x")  # which is not for its object
+    found = named(cli, "orphan", damaged.id("other"))
+    assert found["deletes"] and "failed create" in found["problem"]
+    cli("doctor", "--fix", "--yes")
+    assert not file.exists()
+
+
+def test_what_is_whole_on_another_backend_than_that_of_a_failed_create(damaged: Damaged) -> None:
+    file = damaged.file("other")
+    damaged.sql(f"{NEVER}, backend = 'b' WHERE name = 'other'")
+    damaged.cli("doctor", "--fix", "--yes", status=12)
+    assert file.exists()
 
 
 @pytest.mark.parametrize("change", [renamed, swapped])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from volctl.db import about
+from volctl.db import about, volumes
 from volctl.errors import Failure, VolctlError
 from volctl.flows.context import Context
 from volctl.model import Object
@@ -23,9 +23,15 @@ def _object(env: Context, target: Object) -> Object:
 
 
 def catch_up(env: Context, target: Object, backend: str | None) -> VolctlError | None:
-    """Let an object carry what its row says now. The caller holds its volume's lock. What went wrong, if it did."""
+    """Let an object carry what its row says now. The caller holds its volume's lock. What went wrong, if it did.
+
+    Not what was never available: it may be half made, and whoever carries something is whole.
+    """
     with env.store.read() as tx:
         told = about.describe(tx, target)
+        volume = volumes.find(tx, target.id) if target.kind == "volume" else None
+    if volume is not None and volume.available_at is None:
+        backend = None
     try:
         where = env.backends.get(backend) if told.about is not None and backend is not None else None
         if where is not None and where.inspect(target) is not None:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 BESIDE = ("volume_attach", "volume_detach", "device_detach", "device_resume", "image_save")
 """Flows that leave a volume's storage as it is: one that is stuck in changing it still has to be completed."""
+UNKNOWN = "unknown"
+"""The code of a fault in a backup: what was under way has ended since, and may have ended well."""
 TABLES = {"volume": tables.volumes, "snap": tables.snapshots}
 
 

@@ -15,8 +15,10 @@ from volctl.engine.running import Run
 from volctl.engine.task import Direction, Flow, Task
 from volctl.errors import ConflictError, Failure, InUseError, VolctlError
 from volctl.flows.context import Context
-from volctl.model import Json, Object, Status
+from volctl.flows.fault import UNKNOWN
+from volctl.model import Json, Object, Status, Volume
 from volctl.records import mutable, record
+from volctl.shelf import Shelf
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -55,7 +57,7 @@ class CheckOrphanTask(OrphanTask):
             row = noted(tx, state.object)
         if row and row.counts_on(state.backend):
             raise ConflictError(f"{state.object.name} has a row", volume=state.volume_id)
-        if row and (why := doubt(run.env, state.object, row)):
+        if row and (why := doubt(run.env, state.object, row, state.backend)):
             raise ConflictError(f"{state.object.name} may be all there is: {why}", volume=state.volume_id)
         device = backend.attached(state.object)
         holders = [who for who in backend.holders(state.object) if not (device and who.startswith(device.device))]
@@ -143,17 +145,30 @@ def noted(tx: Connection, target: Object) -> Noted | None:
     volume = volumes.find(tx, snapshot.volume_id if snapshot else target.id)
     if volume is None:
         return None
-    never = snapshot is None and volume.status is Status.ERROR and volume.available_at is None
-    return Noted(volume.backend, (snapshot or volume).size, never)
+    return Noted(volume.backend, (snapshot or volume).size, snapshot is None and never_was(volume))
 
 
-def doubt(env: Context, target: Object, row: Noted) -> str | None:
-    """Why an object that is not where its row says may be all there is of it: a backend may have another name now.
+def never_was(volume: Volume) -> bool:
+    """Did its create fail, as far as the rows know? An older database may know less than there is (`is_whole`)."""
+    known = volume.fault is None or volume.fault.code != UNKNOWN
+    return volume.status is Status.ERROR and volume.available_at is None and known
 
-    None only if it was never anything, or if the row's own backend was seen and holds it.
+
+def is_whole(backend: Backend, target: Object, size: int) -> bool:
+    """Was it made to the end, by its own word? Only files carry what they are about no sooner than that."""
+    if not isinstance(backend, Shelf) or (found := backend.inspect(target)) is None or found.size != size:
+        return False
+    return any(each == target and each.about is not None for each in backend.described())
+
+
+def doubt(env: Context, target: Object, row: Noted, backend: str) -> str | None:
+    """Why an object that does not count on `backend` by its row may be all there is of it.
+
+    A backend may have another name now, or a create that failed may have ended well since the rows were saved.
+    None only if it was never whole, or if the row's own backend was seen and holds it.
     """
     if row.never:
-        return None
+        return "it is whole" if is_whole(env.backends.get(backend), target, row.size) else None
     if not env.backends.has(row.backend):
         said = f"on backend {row.backend}, which is not in the configuration" if row.backend else "on no backend"
         return f"its row says that it is {said}"

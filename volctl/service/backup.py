@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from volctl.db import backup as database
 from volctl.engine import journal
 from volctl.flows import words
+from volctl.flows.fault import UNKNOWN
 from volctl.model import Json
 from volctl.service import flows
 from volctl.service.session import Session
@@ -31,5 +32,6 @@ def _end_flows(tx: Connection) -> None:
     for open_ in journal.unfinished(tx, all_=True):
         row = journal.load(tx, open_["id"])
         assert row is not None
-        flows.close(tx, row, f"the backup was made while {row['name']} was under way: nobody knows how that ended")
+        why = f"the backup was made while {row['name']} was under way: nobody knows how that ended"
+        flows.close(tx, row, why, UNKNOWN)
         journal.abandon(tx, row["id"])

@@ -17,7 +17,7 @@ from volctl.flows import pools, refs, request, words
 from volctl.flows.context import Context
 from volctl.flows.create import CreateState
 from volctl.flows.refs import SourceRef
-from volctl.model import CreateRequest, Explanation, Status, Volume, check_name, exact_size
+from volctl.model import CreateRequest, Explanation, Object, Status, Volume, check_name, exact_size
 from volctl.service import sources
 from volctl.service.session import Session, tell_rounding
 
@@ -142,11 +142,15 @@ def _source_wanted(session: Session, wanted: CreateRequest, found: Volume) -> So
 
 
 def _check_worthless(session: Session, found: Volume) -> None:
-    """`ConflictError` unless it is a failed volume that never held anything."""
+    """`ConflictError` unless it is a failed volume that never held anything: by the rows, and by what is there."""
+    from volctl.flows.orphan import is_whole, never_was
+
     with session.store.read() as tx:
         stuck = journal.is_open_for(tx, found.id)
-    worthless = found.status is Status.ERROR and found.available_at is None and not found.attachment
-    if not worthless or found.protected or stuck:
+    if not never_was(found) or found.attachment or found.protected or stuck:
+        raise _in_the_way(found)
+    backends = session.env.backends
+    if backends.has(found.backend) and is_whole(backends.get(found.backend), Object("volume", found.id), found.size):
         raise _in_the_way(found)
 
 

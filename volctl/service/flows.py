@@ -91,11 +91,11 @@ def _by_operator(tx: Connection, row: RowMapping) -> None:
     close(tx, row, f"flow {row['id']} ({row['name']}) was abandoned by the operator")
 
 
-def close(tx: Connection, row: RowMapping, why: str) -> None:
+def close(tx: Connection, row: RowMapping, why: str, code: str = "conflict") -> None:
     """What was in the middle of something is in `error`; a reservation of the flow is given back."""
     quotas.release(tx, row["state"].get("reservation"))
     image_cache.close(tx, row["object_id"])
-    fault = {"code": "conflict", "message": why}
+    fault = {"code": code, "message": why}
     volume, snapshot = volumes.find(tx, row["object_id"]), snapshots.find(tx, row["object_id"])
     if volume is not None and volume.status in IN_BETWEEN:
         volumes.transition(tx, volume.id, IN_BETWEEN, Status.ERROR, row["request"], fault=fault, promised=0)

@@ -182,10 +182,15 @@ class Orphan(Difference):
             return False
         if row is None and self.target.kind == "image" and _is_base(session, backend, self.target):
             return False
+        why = doubt(session.env, self.target, row, backend.name) if row else None
+        if why and row and row.backend == backend.name:
+            return False  # it may be made available (`returned`)
         self.problem = f"{self.target.name} ({format_size(found.size)}) {self._why(session, row)}"
         self.fix = f"delete it from backend {backend.name}"
-        if row and (why := doubt(session.env, self.target, row)):
-            self.problem += f"; {why}. Give each backend the name that it had in the configuration"
+        if why:
+            self.problem += f"; {why}"
+            if row and row.backend:
+                self.problem += ". Give each backend the name that it had in the configuration"
             self.fix = None
         return True
 

@@ -18,6 +18,7 @@ from volctl.engine import journal
 from volctl.engine.locks import EXCLUSIVE
 from volctl.errors import Failure
 from volctl.flows.context import check_pools
+from volctl.flows.orphan import never_was
 from volctl.model import Image, Object, Snapshot, Status, Volume, is_uuid
 from volctl.records import mutable
 from volctl.service.doctor import chains, objects, returned, rows
@@ -234,8 +235,7 @@ def _alone(session: Session, view: View) -> Iterator[Difference]:
 def _counted_on(view: View, target: Object, backend: str) -> bool:
     if target.kind == "volume":
         volume = view.volumes.get(target.id)
-        never = volume is not None and volume.status is Status.ERROR and volume.available_at is None
-        return volume is not None and volume.backend == backend and not never
+        return volume is not None and volume.backend == backend and not never_was(volume)
     if target.kind == "image":
         entry = view.cached.get(target.id)
         return entry is not None and entry.backend == backend
