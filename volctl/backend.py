@@ -368,7 +368,7 @@ class Backend(ABC):
         return None
 
     def clear(self, leftover: str) -> None:  # noqa: B027 - what leaves nothing has nothing to clear
-        """Remove a leftover, or a hidden file of `links` that nothing lies over; not there is success.
+        """Remove a leftover, or a hidden file of `links` that one other at most lies over; not there is success.
 
         The caller holds the lock.
         """

@@ -8,12 +8,14 @@ import shutil
 import sqlite3
 import subprocess
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests import qcow2_files
+from tests.backends.conformance import stranger
 from tests.backends.test_attach_qcow2 import daemon_of, end_daemon, kill_daemon, take_away
 from tests.cli.conftest import Cli, MiB, make_image, qemu_img
 from tests.cli.test_backup import restore
@@ -368,6 +370,63 @@ def test_a_layer_that_somebody_reads_is_left(disks: Cli, volctl: Volctl) -> None
         holder.kill()
         holder.wait()
     put_right(disks)
+
+
+def only_q_over_it(cli: Cli) -> Path:
+    """The layer that another volume was over, too; somebody read it when that was deleted."""
+    cli("create", "c", "--from-volume", "q")
+    (layer,) = layers(cli)
+    with reading(layer):
+        cli("delete", "c", "--yes")
+        assert cli.json("doctor") == []
+    return layer
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    with stranger("import sys; f = open(sys.argv[1])", str(path)):
+        yield
+
+
+def test_a_layer_that_could_not_be_merged_is_merged_later(disks: Cli) -> None:
+    layer = only_q_over_it(disks)
+    assert doctor(disks) == {("chain", "layer")} and layer.exists()
+    with (disks.state / "locks" / disks.json("show", "q")["id"]).open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert disks.json("doctor", "--fix", "--yes") == []
+    disks("doctor", "--fix")  # no byte goes
+    assert disks.json("doctor") == [] and layers(disks) == [] and reads(disks, "q") == b"precious"
+
+
+def test_a_layer_is_not_merged_while_another_volume_may_come_back_to_it(disks: Cli) -> None:
+    disks("create", "c", "--from-volume", "q")
+    file = disks.file("c")
+    file.rename(disks.home / "kept")
+    disks("doctor", "--fix", "--yes")
+    (disks.home / "kept").rename(file)
+    put_right(disks)
+    assert [reads(disks, name) for name in "qc"] == [b"precious"] * 2
+
+
+@pytest.mark.root
+def test_a_layer_under_an_attached_volume_waits_for_its_end(disks: Cli) -> None:
+    disks("snapshot", "create", "q", "s")
+    disks("attach", "q")
+    disks("snapshot", "delete", "s", "--yes")
+    assert len(layers(disks)) == 1 and disks.json("doctor") == []
+    disks("detach", "q")
+    assert layers(disks) == [] and reads(disks, "q") == b"precious"
+
+
+def test_a_layer_that_only_a_row_still_names_is_removed(disks: Cli) -> None:
+    """As a merge that was cut off left it before its volume was worked on again."""
+    layer, file = only_q_over_it(disks), disks.file("q")
+    qemu_img("rebase", "-f", "qcow2", "-b", "", file)
+    with closing(sqlite3.connect(disks.state / "volctl.db")) as db, db:
+        db.execute("INSERT INTO layers (backend, name, parent) VALUES ('disks', ?, '')", (file.name,))
+    assert doctor(disks) == {("leftover", "layer")}
+    put_right(disks)
+    assert not layer.exists() and reads(disks, "q") == b"precious"
 
 
 def test_a_file_that_is_only_named_like_a_layer_is_foreign(disks: Cli) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from volctl import files
 from volctl.backend import Chains
-from volctl.errors import BackendError, InUseError, NoSpaceError
+from volctl.errors import BackendError, Failure, InUseError, NoSpaceError
 from volctl.model import Object
 from volctl.qcow2 import links, tool
 from volctl.qcow2.header import Header, is_blank, read
@@ -187,19 +187,22 @@ class Layers:
     def remove(self, name: str) -> None:
         """Delete a file that nothing lies over, and what only it needed. `InUseError` for one that is needed."""
         if above := self.over(name):
-            error = InUseError(f"{name} is needed by {len(above)} others such as {above[0]}", hint="delete them first")
-            error.untouched = True
-            raise error
+            raise _in_use(f"{name} is needed by {len(above)} others such as {above[0]}", "delete them first")
         self.place.remove(new(name), name)
         self._forget(name)
 
     def clear(self, name: str) -> None:
-        """The same for a layer without a snapshot, that nobody has open."""
+        """As `collect`, for a layer without a snapshot that nobody has open; an error if it stays."""
         if self._there(name) and (self._is_snapshot(name) or self._held(name)):
-            error = InUseError(f"{name} is a snapshot's, or open somewhere", hint="stop what uses it first")
-            error.untouched = True
-            raise error
-        self.remove(name)
+            raise _in_use(f"{name} is a snapshot's, or open somewhere", "stop what uses it first")
+        try:
+            self._take_away(name)
+        except Failure as error:
+            error.untouched = True  # a merge that did not end reads the same, and the layer can stay
+            raise
+        self._put_right(name)
+        if self._there(name):
+            raise _in_use(f"{name} is needed, or what lies over it is in use", "stop what uses it first")
 
     def _forget(self, name: str) -> None:
         for parent in self.chains.parents(name) - {None}:
@@ -208,12 +211,14 @@ class Layers:
         self.chains.note(name, {None})
 
     def collect(self, name: str) -> None:
-        """Take away a hidden layer that fewer than two files lie over, unless it is open somewhere.
+        """Take away a hidden layer that fewer than two files lie over.
 
-        The caller holds the locks of its tree.
+        To delete something must need no room and nobody's leave: where it does, the layer stays, hidden, and `doctor`
+        tells. The caller holds the locks of its tree.
         """
         if is_layer(name) and not self._is_snapshot(name):
-            self._take_away(name)
+            with suppress(NoSpaceError, InUseError):
+                self._take_away(name)
             self._put_right(name)
 
     def _take_away(self, name: str) -> None:
@@ -232,8 +237,7 @@ class Layers:
             self.place.remove(name)
             self._forget(name)
         elif noted == said and self._is_as_noted(noted[0]) and not self._held(name) and not self._held(noted[0]):
-            with suppress(NoSpaceError, InUseError):  # to delete something must need neither: it stays, hidden
-                self._merge(noted[0], name)
+            self._merge(noted[0], name)
 
     def name_again(self, point: Object) -> None:
         """A layer that lost its name, and is needed, has it again from its snapshot."""
@@ -310,6 +314,13 @@ class Layers:
 def snapshot_of(name: str) -> str:
     """The snapshot's own name of a layer."""
     return name.replace("layer-", "snap-", 1)
+
+
+def _in_use(said: str, hint: str) -> InUseError:
+    """Before anything was done."""
+    error = InUseError(said, hint=hint)
+    error.untouched = True
+    return error
 
 
 def owner(fd: int) -> files.Ownership:

@@ -7,6 +7,7 @@ may change the next one, too: so all of them are locked, by their volumes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import field
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 from volctl import files
 from volctl.backend import Backend, Listing
 from volctl.db.chains import StoredChains
+from volctl.engine import journal
 from volctl.engine.locks import EXCLUSIVE, LockSet
 from volctl.flows.orphan import OrphanState
 from volctl.model import Object, Status, is_uuid
@@ -102,16 +104,47 @@ class Unneeded(Difference):
         assert self.backend is not None
         snapshot = Object("snap", _id(self.object))
         there = backend_of(session, self.backend).links(self.object, snapshot.name)
-        noted = StoredChains(session.store, self.backend).children(self.object)
         self.problem = f"nothing lies over {self.object}, and it is no snapshot's"
         self.fix = f"remove it from backend {self.backend}"
-        known = noted or snapshot_of(session, snapshot.id) or worked_on(session, snapshot.id)
-        return list(there) == [self.object] and not known
+        known = snapshot_of(session, snapshot.id) or worked_on(session, snapshot.id)
+        return list(there) == [self.object] and not known and not noted_over(session, self.backend, self.object)
 
     def repair(self, session: Session, locks: LockSet) -> None:
         made_for = _id(self.object)
         state = OrphanState(self.backend or "", "volume", made_for, made_for, leftover=self.object)
         session.engine.start("orphan_delete", state, object_id=made_for, locks=locks)
+
+
+@mutable
+class Unmerged(Unneeded):
+    """A hidden file that one other lies over, by its own word and its row, and that nobody has open."""
+
+    kind = "chain"
+    deletes = False
+    child: str = field(kw_only=True)
+
+    def look(self, session: Session) -> bool:
+        assert self.backend is not None
+        snapshot = Object("snap", _id(self.object))
+        there = backend_of(session, self.backend).links(self.object, self.child, snapshot.name)
+        self.problem = f"only {self.child} lies over {self.object}, and it is no snapshot's"
+        self.fix = "merge them"
+        return (
+            there.keys() == {self.object, self.child}
+            and there[self.child] == self.object
+            and noted_over(session, self.backend, self.object) == [self.child]
+            and not (self._worked_on(session) or self._held(session))
+        )
+
+    def _worked_on(self, session: Session) -> bool:
+        """The tree."""
+        with session.store.read() as tx:
+            return any(self.locks.keys() & flow["locks"].keys() for flow in journal.unfinished(tx, all_=True))
+
+    def _held(self, session: Session) -> bool:
+        path = backend_of(session, self.backend).path(Object("snap", _id(self.object))).with_name(self.object)
+        with files.translated(f"look at {path}"), files.os_open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC) as fd:
+            return bool(files.holders(path, fd))
 
 
 def suspects(view: View) -> Iterator[Difference]:
@@ -142,13 +175,38 @@ def _broken(view: View, backend: str, listing: Listing) -> Iterator[Difference]:
 
 
 def unneeded(view: View) -> Iterator[Difference]:
-    """Nothing can come to lie over them any more."""
-    noted = {(backend, parent) for (backend, _), parents in view.noted.items() for parent in parents}
+    """Nothing can come to lie over them any more, or only one file does."""
     for backend, listing in view.listings.items():
-        needed = set(listing.links.values())
-        for name in listing.links:
-            if _is_hidden(name) and name not in needed and (backend, name) not in noted:
-                yield Unneeded(name, None, None, backend, {_id(name): EXCLUSIVE} | view.shared(backend, name))
+        over: dict[str | None, list[str]] = {}
+        for name, below in listing.links.items():
+            over.setdefault(below, []).append(name)
+        for name in filter(_is_hidden, listing.links):
+            children, locks = over.get(name, []), {_id(name): EXCLUSIVE} | view.shared(backend, name)
+            if not children:
+                yield Unneeded(name, None, None, backend, locks)
+            elif len(children) == 1 and _may_merge(children[0], name, listing):
+                yield Unmerged(name, None, None, backend, locks, child=children[0])
+
+
+def _may_merge(child: str, name: str, listing: Listing) -> bool:
+    target = files.object_named(child)
+    return (target is None or target.kind == "volume") and not listing.damaged & {child, name}
+
+
+def noted_over(session: Session, backend: str | None, name: str) -> list[str]:
+    """What lies over a hidden file by its row, unless its own word is that it lies over another that its row names."""
+    chains = StoredChains(session.store, backend or "")
+    return [child for child in chains.children(name) if _needs(session, chains, child, name)]
+
+
+def _needs(session: Session, chains: StoredChains, child: str, name: str) -> bool:
+    """What is damaged may be mended, and the file of a volume that has a row, or of others' files, may be put back."""
+    pool = backend_of(session, chains.backend)
+    said, parents = pool.links(child), chains.parents(child)
+    if child in said and child not in pool.damaged(child):
+        return said[child] == name or said[child] not in parents
+    target = files.object_named(child)
+    return child in pool.damaged(child) or bool(row_of(session, target) if target else chains.children(child))
 
 
 def is_unnoted(name: str, links: Links, parents: set[str | None]) -> bool:
