@@ -429,6 +429,32 @@ def test_a_layer_that_only_a_row_still_names_is_removed(disks: Cli) -> None:
     assert not layer.exists() and reads(disks, "q") == b"precious"
 
 
+DAMAGED = {  # who is, what was written to the volume since (it is merged the shorter way), and what doctor says
+    "the volume": ("volume", MiB, "has 0 bytes"),
+    "the layer, read": ("layer", MiB, "only volume-"),
+    "the layer, written to": ("layer", 1, "which is damaged"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_volume_is_deleted_beside_one_that_is_damaged(disks: Cli, case: str) -> None:
+    who, written, problem = DAMAGED[case]
+    disks("create", "c", "--from-volume", "q")
+    qcow2_files.write(disks.file("q"), MiB, b"x" * written)
+    (layer,) = layers(disks)
+    with (disks.file("q") if who == "volume" else layer).open("r+b") as file:
+        file.seek(40)
+        file.seek(int.from_bytes(file.read(8), "big"))
+        file.write((1 << 63 | 0x12345600).to_bytes(8, "big"))  # where no table of the second level can be
+    disks("delete", "c", "--yes")
+    assert layer.exists() and [volume["name"] for volume in disks.json("list")] == ["q"]
+    (found,) = disks.json("doctor", status=12)
+    assert problem in found["problem"]
+    (found,) = disks("doctor", "--fix", "--json", status=12 if found["fix"] == "merge them" else 0).json()
+    assert found["fixed"] or "one is damaged" in found["problem"]
+    assert layer.exists() and all(flow["ended_at"] for flow in disks.json("flow", "list"))
+
+
 def test_a_file_that_is_only_named_like_a_layer_is_foreign(disks: Cli) -> None:
     mine = disks.home / "disks" / "layer-mine"
     shutil.copy(disks.file("q"), mine)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from volctl import files
 from volctl.backend import Chains
-from volctl.errors import BackendError, Failure, InUseError, NoSpaceError
+from volctl.errors import BackendError, Failure, ImageCorruptError, InUseError, NoSpaceError
 from volctl.model import Object
 from volctl.qcow2 import links, tool
 from volctl.qcow2.header import Header, is_blank, read
@@ -213,11 +213,11 @@ class Layers:
     def collect(self, name: str) -> None:
         """Take away a hidden layer that fewer than two files lie over.
 
-        To delete something must need no room and nobody's leave: where it does, the layer stays, hidden, and `doctor`
-        tells. The caller holds the locks of its tree.
+        To delete something must need no room, nobody's leave, and no sound file of another volume: where it does, the
+        layer stays, hidden, and `doctor` tells. The caller holds the locks of its tree.
         """
         if is_layer(name) and not self._is_snapshot(name):
-            with suppress(NoSpaceError, InUseError):
+            with suppress(NoSpaceError, InUseError, ImageCorruptError):
                 self._take_away(name)
             self._put_right(name)
 
@@ -237,7 +237,19 @@ class Layers:
             self.place.remove(name)
             self._forget(name)
         elif noted == said and self._is_as_noted(noted[0]) and not self._held(name) and not self._held(noted[0]):
-            self._merge(noted[0], name)
+            try:
+                self._merge(noted[0], name)
+            except BackendError as error:
+                if not self._is_damaged(noted[0], name):
+                    raise
+                message = f"{name} and {noted[0]} over it cannot be merged, one is damaged: {error.message}"
+                raise ImageCorruptError(message, hint="look at them: qemu-img check -f qcow2 FILE") from error
+
+    def _is_damaged(self, child: str, name: str) -> bool:
+        """Has a program marked one of them, or found what is wrong?"""
+        return not self._is_as_noted(child) or any(
+            tool.is_corrupt(self.place.path / each, self.paths_below(each)) for each in (child, name)
+        )
 
     def name_again(self, point: Object) -> None:
         """A layer that lost its name, and is needed, has it again from its snapshot."""

@@ -12,6 +12,7 @@ from volctl.model import MiB
 
 LIMITS = command.Limits(memory=2048 * MiB)  # what the stacks of its threads may take counts, touched or not
 AT_ONCE = 60.0  # seconds for what only writes a header
+_CORRUPT = 2  # qemu-img check, completed
 
 
 def create(path: Path, size: int, options: Sequence[str], parent: str | None) -> None:
@@ -47,11 +48,20 @@ def rebase(path: Path, parent: str | None, below: Sequence[Path]) -> None:
     _run("rebase", words, Cage(reads=tuple(below), writes=(path,)))
 
 
+def is_corrupt(path: Path, below: Sequence[Path]) -> bool:
+    """Are its tables not in order? False where that could not be found out."""
+    return _result("check", ("-q", "-f", "qcow2", str(path)), Cage(reads=(path, *below))).status == _CORRUPT
+
+
 def _run(verb: str, words: Sequence[str | int], cage: Cage, timeout: float | None = None) -> None:
-    """Only what is in the cage is opened, whatever a header says that was swapped since it was read."""
-    result = command.run("qemu-img", verb, *words, ok=range(-64, 256), limits=LIMITS, cage=cage, timeout=timeout)
+    result = _result(verb, words, cage, timeout)
     if result.status:
         raise _failure(verb, result)
+
+
+def _result(verb: str, words: Sequence[str | int], cage: Cage, timeout: float | None = None) -> command.Result:
+    """Only what is in the cage is opened, whatever a header says that was swapped since it was read."""
+    return command.run("qemu-img", verb, *words, ok=range(-64, 256), limits=LIMITS, cage=cage, timeout=timeout)
 
 
 def _failure(verb: str, result: command.Result) -> VolctlError:
