@@ -91,3 +91,16 @@ def test_what_is_gone_before_it_was_adopted_need_not_be_given_back(rig: Rig) -> 
     file.rename(rig.root / "stray")
     assert rig.check() == []
     assert rig.volume("v") is None
+
+
+def test_a_volume_that_is_worked_on_is_waited_for_before_it_is_deleted_with_its_snapshots(rig: Rig) -> None:
+    rig.run("create", "v", "--size", "1M", status=0)
+    rig.run("snapshot", "create", "v", "s", status=0)
+    working = rig.start("extend", "v", "+1M", signals={"before ExtendStorageTask": signal.SIGSTOP})
+    until_stopped(working)
+    delete = ("delete", "v", "--cascade", "-y")
+    rig.run(*delete, "--lock-timeout", "0", status=10)
+    waiting = rig.start(*delete)
+    os.kill(working, signal.SIGCONT)
+    assert [rig.join(pid).status for pid in (working, waiting)] == [0, 0]
+    assert rig.volume("v") is None and rig.snapshot("s") is None

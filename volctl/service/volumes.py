@@ -154,14 +154,20 @@ def protect(session: Session, ref: str, on: bool) -> Volume:
 def delete(session: Session, ref: str, *, cascade: bool = False, force: bool = False) -> None:
     """Delete a volume; `cascade` its snapshots, too, `force` from any `error` status."""
     volume = find(session, ref)
-    with session.store.read() as tx:
-        own = snapshots.of_volume(tx, volume.id) if cascade else []
-    if own:
-        check_deletable(volume, force=force)
-        check_holders(session.env, volume, force=force)
+    own = _checked(session, volume.id, force=force) if cascade else []
     for snapshot in own:
         delete_snapshot(session, snapshot, force=force)
     remove(session, volume, force=force)
+
+
+def _checked(session: Session, volume_id: str, *, force: bool) -> list[Snapshot]:
+    """The snapshots of a volume that may be deleted: before the first of them goes."""
+    with session.locked_volume(volume_id):
+        with session.store.read() as tx:
+            volume, own = volumes.get(tx, volume_id), snapshots.of_volume(tx, volume_id)
+        check_deletable(volume, force=force)
+        check_holders(session.env, volume, force=force)
+    return own
 
 
 def remove(session: Session, volume: Volume, *, force: bool) -> None:
