@@ -408,6 +408,16 @@ def test_a_layer_is_not_merged_while_another_volume_may_come_back_to_it(disks: C
     assert [reads(disks, name) for name in "qc"] == [b"precious"] * 2
 
 
+def test_a_layer_is_not_merged_while_its_snapshot_has_a_row(disks: Cli) -> None:
+    disks("snapshot", "create", "q", "s")
+    (snapshot,) = (disks.home / "disks").glob("snap-*")
+    snapshot.unlink()
+    put_right(disks)
+    assert len(layers(disks)) == 1
+    disks("snapshot", "delete", "s", "--yes")
+    assert layers(disks) == [] and reads(disks, "q") == b"precious"
+
+
 @pytest.mark.root
 def test_a_layer_under_an_attached_volume_waits_for_its_end(disks: Cli) -> None:
     disks("snapshot", "create", "q", "s")

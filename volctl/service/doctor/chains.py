@@ -133,7 +133,7 @@ class Unmerged(Unneeded):
             there.keys() == {self.object, self.child}
             and there[self.child] == self.object
             and noted_over(session, self.backend, self.object) == [self.child]
-            and not (self._worked_on(session) or self._held(session))
+            and not (snapshot_of(session, snapshot.id) or self._worked_on(session) or self._held(session))
         )
 
     def _worked_on(self, session: Session) -> bool:
