@@ -29,7 +29,7 @@ def holders(path: Path, fd: int) -> list[str]:
     files. Without rights to see the processes of others, a lock still tells of them.
     """
     strangers, ours = _processes(path, os.fstat(fd))
-    if strangers and not _locked(fd):
+    if strangers and (ours or not _locked(fd)):
         strangers = _staying(strangers, path, os.fstat(fd))
     found = [*_loops(os.fstat(fd), path.name), *map(_named, strangers)]
     if not found and not ours and _locked(fd):

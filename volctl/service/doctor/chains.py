@@ -181,16 +181,19 @@ def unneeded(view: View) -> Iterator[Difference]:
         for name, below in listing.links.items():
             over.setdefault(below, []).append(name)
         for name in filter(_is_hidden, listing.links):
-            children, locks = over.get(name, []), {_id(name): EXCLUSIVE} | view.shared(backend, name)
+            children = over.get(name, [])
+            if len(children) > 1:
+                continue
+            locks = {_id(name): EXCLUSIVE} | view.shared(backend, name)
             if not children:
                 yield Unneeded(name, None, None, backend, locks)
-            elif len(children) == 1 and _may_merge(children[0], name, listing):
+            elif _may_merge(children[0], name, listing):
                 yield Unmerged(name, None, None, backend, locks, child=children[0])
 
 
 def _may_merge(child: str, name: str, listing: Listing) -> bool:
-    target = files.object_named(child)
-    return (target is None or target.kind == "volume") and not listing.damaged & {child, name}
+    """A snapshot is another name of its layer, or has lost that."""
+    return not child.startswith("snap-") and not listing.damaged & {child, name}
 
 
 def noted_over(session: Session, backend: str | None, name: str) -> list[str]:
