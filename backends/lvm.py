@@ -115,10 +115,10 @@ class Lvm(Backend):
             self._vg.change(step.act)
         return [f"would {step.todo} {step.what}" if dry_run else f"{step.done} {step.what}" for step in steps]
 
-    def claimed(self) -> str | None:
+    def claimed(self, *, empty: bool = False) -> str | None:
         with suppress(Failure):
             group = self._vg.look()
-            if any("volctl" in lv.tags and "volctl-pool" not in lv.tags for lv in group.lvs):
+            if empty or any("volctl" in lv.tags and "volctl-pool" not in lv.tags for lv in group.lvs):
                 return owner(group)
         return None
 

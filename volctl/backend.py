@@ -373,8 +373,8 @@ class Backend(ABC):
         The caller holds the lock.
         """
 
-    def claimed(self) -> str | None:
-        """The uuid of the database whose mark the pool carries, if objects with it are there; never fails."""
+    def claimed(self, *, empty: bool = False) -> str | None:
+        """The uuid of the database whose mark the pool carries, if it holds objects or `empty`; never fails."""
         return None
 
     def tools(self) -> list[str]:

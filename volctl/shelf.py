@@ -86,11 +86,10 @@ class Shelf(Backend):
         return [Problem(trouble.message, trouble.hint)] if trouble else []
 
     def init(self, *, dry_run: bool = False) -> list[str]:
-        setup = self.setup
-        return self._directory.init(self._ownership, again=setup.builtin, dry_run=dry_run, known=setup.known)
+        return self._directory.init(self._ownership, again=True, dry_run=dry_run, known=self.setup.known)
 
-    def claimed(self) -> str | None:
-        return self._directory.claimed()
+    def claimed(self, *, empty: bool = False) -> str | None:
+        return self._directory.claimed(empty=empty)
 
     def inspect(self, target: Object) -> Info | None:
         with self._at("inspect", target) as place:

@@ -107,7 +107,7 @@ class Conformance:
         assert pool.init() and not pool.check()
         assert pool.init() == []
 
-    def test_another_databases_pool_is_refused(self, pool: Backend, directory: Path) -> None:
+    def test_another_databases_pool_is_refused(self, pool: Backend, volume: Object, directory: Path) -> None:
         stranger = self.backend(directory, str(uuid.uuid4()))
         assert stranger.check()[0].fatal
         for dry_run in (True, False):
@@ -115,7 +115,7 @@ class Conformance:
                 stranger.init(dry_run=dry_run)
         with pytest.raises(BackendError, match="another database"):
             stranger.create(new(), SIZE)
-        assert not pool.check()
+        assert not pool.check() and pool.objects() == [volume]
 
     def test_no_method_succeeds_without_the_storage(
         self, pool: Backend, volume: Object, snapshot: Object, directory: Path

@@ -224,6 +224,19 @@ def test_a_directory_of_another_database(cli: Cli) -> None:
     assert len(list(pool.glob("volume-*"))) == 1
 
 
+def test_an_empty_directory_of_another_database_is_taken_when_that_is_agreed_to(cli: Cli) -> None:
+    pool, _ = two(cli)
+    stranger = "3e55b5c4-0000-4000-8000-000000000000"
+    (pool / ".volctl").write_text(json.dumps({"volctl": 1, "database": stranger}))
+    assert "backend init a" in cli("backend", "check", "--json", status=12).json()[0]["problems"][0]
+    cli.refused(2, "usage", "backend", "init", "a")
+    told = cli.json("backend", "init", "a", "--yes")["done"]
+    assert told[0] == f"took {pool} from database {stranger}, which has nothing in it"
+    cli.volume("v", "--size", "1M", "--backend", "a")
+    (pool / ".volctl").write_text(json.dumps({"volctl": 1, "database": stranger}))
+    cli.refused(5, "conflict", "backend", "init", "a", "--yes")
+
+
 @pytest.mark.parametrize("marker", ["", "{", "[]", "[" * 4000])
 def test_a_directory_with_a_damaged_marker(marker: str, cli: Cli) -> None:
     pool, _ = two(cli)

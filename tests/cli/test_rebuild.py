@@ -133,6 +133,20 @@ def test_a_damaged_backup_in_its_place_is_kept_aside(cli: Cli) -> None:
     assert [volume["id"] for volume in cli.json("list")] == [made["id"]]
 
 
+def test_a_database_that_held_nothing(cli: Cli) -> None:
+    """Its mark is what is left: the pool stays that of the database."""
+    cli.configure(CONFIG.format(kind="loop", home=cli.home))
+    cli("backend", "init", "loop", "--yes")
+    cli.volume("v")
+    cli("delete", "v", "--yes")
+    (cli.state / "volctl.db").write_bytes(b"")
+    cli.error(11, "db", "list")
+    ran = cli("doctor", "--rebuild", "--yes", "--json")
+    assert ran.json() == [] and "no volume" in ran.err
+    assert cli.json("list") == [] and cli.json("doctor") == []
+    cli.volume("w")
+
+
 def test_nothing_to_make_it_of(cli: Cli) -> None:
     cli.error(4, "not_found", "doctor", "--rebuild", "--yes")
     assert not (cli.state / "volctl.db").exists()

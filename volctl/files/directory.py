@@ -135,7 +135,10 @@ class Directory:
             said = f"{self.path} of backend {self.backend} cannot be told to be ours: its marker is damaged"
             return BackendError(said, hint=f"write it again: volctl backend init {self.backend}")
         said = f"{self.path} of backend {self.backend} belongs to another database ({owner})"
-        return BackendError(said, hint="give each state directory a directory of its own")
+        hint = "give each state directory a directory of its own"
+        if not _objects(at):
+            hint += f"; if that database is no more, take its empty one: volctl backend init {self.backend}"
+        return BackendError(said, hint=hint)
 
     def trouble(self) -> VolctlError | None:
         """What keeps the directory from being used."""
@@ -149,10 +152,10 @@ class Directory:
             return error
         return None
 
-    def claimed(self) -> str | None:
-        """The database whose marker is here beside objects; None if there is no such thing."""
+    def claimed(self, *, empty: bool = False) -> str | None:
+        """The database whose marker is here, beside objects or `empty`; None if there is no such thing."""
         with suppress(OSError, Failure), self._entered() as at:
-            return (_owner(at) or None) if _objects(at) else None
+            return (_owner(at) or None) if empty or _objects(at) else None
         return None
 
     def init(
@@ -179,6 +182,9 @@ class Directory:
                     if not self._may_mark(at, again, known):
                         return done
                     held = len(_objects(at))
+                    if owner := _owner(at):
+                        said = "would take" if dry_run else "took"
+                        done.append(f"{said} {self.path} from database {owner}, which has nothing in it")
                     if not dry_run:
                         self._mark(at, ownership)
         knowing = f", which knows the {held} objects in it" if held else ""

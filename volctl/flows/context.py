@@ -84,9 +84,9 @@ class Backends:
                 hint=RECIPE,
             )
 
-    def owner(self, name: str) -> str | None:
-        """The database whose objects a backend holds, whichever that is."""
-        return load(self._configs[name].kind)(self._setup(self._configs[name])).claimed()
+    def owner(self, name: str, *, empty: bool = False) -> str | None:
+        """The database whose objects a backend holds, or with `empty` may hold, whichever that is."""
+        return load(self._configs[name].kind)(self._setup(self._configs[name])).claimed(empty=empty)
 
     def _setup(self, config: BackendConfig) -> Setup:
         owner = self._owner() if config.builtin else None

@@ -64,6 +64,8 @@ def rebuild(options: Options, watcher: Watcher) -> list[Finding]:
     aside = recreate(where.database, _owner(config, where), fill, may_replace)
     if aside:
         watcher.warn(f"the database that could not be used is now {aside}")
+    if not rows.told:
+        watcher.warn("the backends hold no volume and no snapshot: the database has none")
     watcher.warn("limits, registered images and the history are not on the backends; set and add them again")
     return rows.told
 
@@ -99,15 +101,20 @@ def _check_idle(locks: Path) -> None:
 
 
 def _owner(config: Config, where: Places) -> str:
-    """The one database whose objects the configured backends hold."""
-    backends = Backends(config, "", where.state)
-    owners = {backend.name: owner for backend in config.backends if (owner := backends.owner(backend.name))}
+    """The one database whose objects the configured backends hold, or else whose marks they carry."""
+    owners = _owners(config, where, empty=False) or _owners(config, where, empty=True)
     if not owners:
-        raise NotFoundError("no configured backend holds anything of a database", hint="see `volctl config show`")
+        raise NotFoundError("no configured backend carries the mark of a database", hint="see `volctl config show`")
     if len(set(owners.values())) > 1:
         said = "; ".join(f"{name}: {owner}" for name, owner in owners.items())
-        raise ConflictError(f"the backends hold objects of several databases ({said})", hint="configure those of one")
+        raise ConflictError(f"the backends are of several databases ({said})", hint="configure those of one")
     return next(iter(owners.values()))
+
+
+def _owners(config: Config, where: Places, *, empty: bool) -> dict[str, str]:
+    backends = Backends(config, "", where.state)
+    names = [backend.name for backend in config.backends]
+    return {name: owner for name in names if (owner := backends.owner(name, empty=empty))}
 
 
 def _fill(store: Store, config: Config, where: Places, rows: _Rows) -> None:
