@@ -122,6 +122,40 @@ def test_an_unusable_database_is_kept_aside(cli: Cli) -> None:
     assert aside.name.startswith("volctl.db.unusable-")
 
 
+CELLS = [
+    "UPDATE volumes SET attachments = '[{'",
+    "UPDATE volumes SET attachments = '[1]'",
+    "UPDATE volumes SET status = 'foo'",
+    "UPDATE volumes SET source_kind = 'zz'",
+    "UPDATE volumes SET fault = '{\"code\": 1}'",
+    "UPDATE flows SET state = '{', ended_at = NULL",
+]
+
+
+@pytest.mark.parametrize("damage", CELLS)
+def test_a_damaged_cell(damage: str, cli: Cli) -> None:
+    """SQLite finds nothing wrong, and no command can go on: the database is lost like any other."""
+    made = cli.volume("v")
+    with closing(sqlite3.connect(cli.state / "volctl.db")) as db, db:
+        db.execute(damage)
+    commands = (["list"], ["create", "v", "--size", "1M"], ["doctor"])
+    for words in commands:
+        assert "rebuild" in cli.error(11, "db", *words)["hint"]
+    cli("doctor", "--rebuild", "--yes")
+    assert [volume["id"] for volume in cli.json("list")] == [made["id"]]
+    assert cli.json("doctor") == []
+
+
+@pytest.mark.parametrize("damage", ["UPDATE events SET payload = '{'", "UPDATE volumes SET explanation = '{}'"])
+def test_a_damaged_cell_that_few_commands_read(damage: str, cli: Cli) -> None:
+    cli.volume("v")
+    with closing(sqlite3.connect(cli.state / "volctl.db")) as db, db:
+        db.execute(damage)
+    cli("list")
+    cli.error(11, "db", "doctor")
+    cli("doctor", "--rebuild", "--yes")
+
+
 def test_a_damaged_backup_in_its_place_is_kept_aside(cli: Cli) -> None:
     made = cli.volume("v")
     cli("backup-db", "copy.db")

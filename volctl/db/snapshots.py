@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, delete, insert, select, update
 
 from volctl.db import status
+from volctl.db.made import of_cells
 from volctl.db.tables import snapshots
 from volctl.errors import NotFoundError
 from volctl.model import Fault, Json, Snapshot, Status
@@ -16,8 +17,9 @@ _INTERNAL = {"type", "bootable", "volume_properties", "undescribed"}
 _COLUMNS = [column for column in snapshots.c if column.name not in _INTERNAL]
 
 
+@of_cells
 def as_snapshot(row: RowMapping) -> Snapshot:
-    fields = dict(row)
+    fields = {key: value for key, value in row.items() if key not in _INTERNAL}
     fields["status"] = Status(row["status"])
     fields["fault"] = Fault(**row["fault"]) if row["fault"] else None
     return Snapshot(**fields)

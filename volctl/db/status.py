@@ -8,14 +8,17 @@ from typing import Any
 from sqlalchemy import Connection, Table, select, update
 
 from volctl.db import events
+from volctl.db.made import of_cells
 from volctl.errors import ConflictError
 from volctl.model import Status, now
+
+_status = of_cells(Status)
 
 
 def find(tx: Connection, table: Table, object_id: str) -> Status | None:
     """None if the row is gone."""
     found = tx.execute(select(table.c.status).where(table.c.id == object_id)).scalar_one_or_none()
-    return None if found is None else Status(found)
+    return None if found is None else _status(found)
 
 
 def transition(

@@ -8,13 +8,15 @@ Every failure of SQLite becomes a `DatabaseError` here and nowhere else.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import stat
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, insert, select, update
 from sqlalchemy.exc import DatabaseError as SqlError
@@ -119,14 +121,6 @@ class Store:
     def close(self) -> None:
         self._connection.close()
         self._engine.dispose()
-
-
-def check_integrity(store: Store) -> None:
-    """`DatabaseError` if SQLite finds its file damaged, indexes included."""
-    with store.read() as tx:
-        said = tx.exec_driver_sql("PRAGMA integrity_check(1)").scalar_one()
-    if said != "ok":
-        raise DatabaseError(f"the database {store.path} is damaged: {said}", hint=RECIPE)
 
 
 def _begin(connection: Connection, begin: str) -> None:
@@ -344,7 +338,8 @@ def _fill(engine: Engine, database: str) -> None:
 
 def _engine(path: Path) -> Engine:
     where = URL.create("sqlite", database=str(path))  # a path may hold what a URL gives a meaning
-    engine = create_engine(where, poolclass=StaticPool, connect_args={"timeout": BUSY_SLICE})
+    read = partial(_json, path)
+    engine = create_engine(where, poolclass=StaticPool, connect_args={"timeout": BUSY_SLICE}, json_deserializer=read)
 
     @event.listens_for(engine, "connect")
     def connected(connection: object, record: object) -> None:
@@ -357,6 +352,15 @@ def _engine(path: Path) -> Engine:
         connection.exec_driver_sql(connection.info.get("begin", "BEGIN"))
 
     return engine
+
+
+def _json(path: Path, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DatabaseError(
+            f"the database {path} is damaged: a cell of it is no JSON ({error})", hint=RECIPE
+        ) from error
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, Select, delete, func, insert, select, update
 
 from volctl.db import status, sums
+from volctl.db.made import of_cells
 from volctl.db.tables import volumes
 from volctl.errors import NotFoundError
 from volctl.model import (
@@ -30,6 +31,7 @@ _INTERNAL = {*_UNSHOWN, "source_kind", "source_id", "source_name"}
 _COLUMNS = [column for column in volumes.c if column.name not in _UNSHOWN]
 
 
+@of_cells
 def as_volume(row: RowMapping) -> Volume:
     return Volume(**_fields(row))
 
@@ -67,9 +69,15 @@ def details(tx: Connection, volume_id: str) -> VolumeDetails:
     row = _row(tx, select(volumes), volume_id)
     if row is None:
         raise NotFoundError(f"volume {volume_id} is gone", volume=volume_id)
+    return as_details(row)
+
+
+@of_cells
+def as_details(row: RowMapping) -> VolumeDetails:
     return VolumeDetails(**_fields(row), explanation=explanation_of(row["explanation"]))
 
 
+@of_cells
 def explanation_of(value: Json | None) -> Explanation | None:
     if value is None:
         return None

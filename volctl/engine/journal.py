@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, delete, insert, select, update
 
+from volctl.db.made import of_cells
 from volctl.db.tables import flows, journal
 from volctl.engine.task import Cause
 from volctl.model import Fault, FlowDetails, FlowRun, Json, TaskRun, now
@@ -141,6 +142,7 @@ def cause_json(cause: Cause) -> Json:
     return asdict(cause)
 
 
+@of_cells
 def cause_of(row: RowMapping) -> Cause | None:
     return Cause(**row["cause"]) if row["cause"] else None
 

@@ -10,11 +10,11 @@ from collections.abc import Callable, Collection, Iterator
 from functools import partial
 
 from volctl.db import volumes
-from volctl.db.store import check_integrity
 from volctl.engine.locks import EXCLUSIVE, LockSet, Names
 from volctl.errors import Failure
 from volctl.service.doctor.difference import Difference
 from volctl.service.doctor.finding import Finding
+from volctl.service.doctor.integrity import check_integrity
 from volctl.service.doctor.rebuild import plan as rebuild_plan
 from volctl.service.doctor.rebuild import rebuild
 from volctl.service.doctor.suspects import foreign, suspects

@@ -17,7 +17,7 @@ from volctl.backend import Attached, Backend
 from volctl.config import Config, Places, load, places
 from volctl.db import events, image_cache, snapshots, types, volumes
 from volctl.db.image_cache import CachedImage
-from volctl.db.store import Store, check_integrity, keep_owner, open_store, recreate
+from volctl.db.store import Store, keep_owner, open_store, recreate
 from volctl.engine.locks import LockDirectory
 from volctl.errors import BackendError, ConflictError, DatabaseError, LockedError, NotFoundError
 from volctl.flows.context import Backends
@@ -26,6 +26,7 @@ from volctl.records import mutable
 from volctl.service.doctor import chains
 from volctl.service.doctor.difference import DRIFT
 from volctl.service.doctor.finding import Finding
+from volctl.service.doctor.integrity import check_integrity
 from volctl.service.doctor.told import checked
 from volctl.service.session import Options, Watcher, prepare
 
