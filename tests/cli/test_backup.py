@@ -271,9 +271,11 @@ def test_a_database_that_may_only_be_read(as_user: Volctl) -> None:
     database = as_user.state / "volctl.db"
     database.chmod(0o400)
     before = sorted((as_user.state / "volumes").iterdir())
-    for words in (["create", "w", "--size", "1M"], ["delete", "v", "--yes"]):
+    for words in (["create", "w", "--size", "1M"], ["delete", "v", "--yes"], ["doctor", "--rebuild", "--yes"]):
         ran = as_user(*words, "--json", status=11)
-        assert '"db"' in ran.err and "volctl.db" in ran.err
+        assert '"db"' in ran.err and "volctl.db cannot be written" in ran.err and "hint: may you write it" in ran.err
+    database.chmod(0)
+    assert "hint: may you read it" in as_user("doctor", "--rebuild", "--yes", status=11).err
     assert sorted((as_user.state / "volumes").iterdir()) == before
 
 
@@ -286,8 +288,9 @@ def test_a_state_directory_on_a_read_only_file_system(cli: Cli) -> None:
         mount.chmod(0o700)
         cli.volume("v")
         subprocess.run(["mount", "-o", "remount,ro", mount], check=True)
-        for words in (["list"], ["create", "w", "--size", "1M"], ["doctor", "--fix", "--yes"]):
-            assert cli.error(11, "db", *words)["hint"]
+        verbs = (["list"], ["create", "w", "--size", "1M"], ["doctor", "--fix", "--yes"], ["doctor", "--rebuild", "-y"])
+        for words in verbs:
+            assert "mounted read-only" in cli.error(11, "db", *words)["hint"]
         subprocess.run(["mount", "-o", "remount,rw", mount], check=True)
         assert [volume["name"] for volume in cli.json("list")] == ["v"]
     finally:

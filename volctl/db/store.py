@@ -180,8 +180,9 @@ def _is_backup(path: Path) -> bool:
         finally:
             os.close(descriptor)
     except OSError as error:
+        hint, details = ("may you read it, and is its disk well?", WHOLE) if path.is_file() else (RECIPE, None)
         said = f"the database {path} cannot be read: {error.strerror}"
-        raise DatabaseError(said, hint=RECIPE, details=WHOLE if path.is_file() else None) from error
+        raise DatabaseError(said, hint=hint, details=details) from error
     if not stat.S_ISREG(found.st_mode):
         raise DatabaseError(f"the database {path} is no regular file", hint=RECIPE)
     if found.st_size == 0:
@@ -376,8 +377,10 @@ def translated(path: Path) -> Iterator[None]:
             raise
         if is_full(path.parent):
             raise NoSpaceError(f"there is no room for the database {path}: {said}", hint="free some space") from error
-        details = WHOLE if "readonly" in said or "unable to open" in said else None
-        raise DatabaseError(f"the database {path} cannot be used: {said}", hint=RECIPE, details=details) from error
+        if "readonly" in said or "unable to open" in said:
+            hint = "may you write it and its directory, and is the file system mounted read-only?"
+            raise DatabaseError(f"the database {path} cannot be written: {said}", hint=hint, details=WHOLE) from error
+        raise DatabaseError(f"the database {path} cannot be used: {said}", hint=RECIPE) from error
 
 
 def machine_id() -> str | None:

@@ -28,3 +28,9 @@ def check_integrity(store: Store) -> None:
         for table, row in every_row(tx):
             if make := MADE.get(table):
                 make(row)
+
+
+def check_writable(store: Store) -> None:
+    """`DatabaseError` for one that only this command cannot use. Of such a file a BEGIN IMMEDIATE is only a read."""
+    with store.write() as tx:
+        tx.exec_driver_sql("DELETE FROM meta WHERE 0")

@@ -26,7 +26,7 @@ from volctl.records import mutable
 from volctl.service.doctor import chains
 from volctl.service.doctor.difference import DRIFT
 from volctl.service.doctor.finding import Finding
-from volctl.service.doctor.integrity import check_integrity
+from volctl.service.doctor.integrity import check_integrity, check_writable
 from volctl.service.doctor.told import checked
 from volctl.service.session import Options, Watcher, prepare
 
@@ -83,6 +83,7 @@ def _check_lost(database: Path, *, alone: bool = False) -> None:
     try:
         store = open_store(database, alone=alone)
         try:
+            check_writable(store)
             check_integrity(store)
         finally:
             store.close()
