@@ -97,6 +97,7 @@ class Qcow2(Shelf):
     def _switch(self, layers: Layers, volume: Object) -> Callable[[Path], None] | None:
         """How our daemon goes on in another file; None if nobody has the volume open, `InUseError` for others."""
         export = self._export(volume)
+        export.check_file()
         if export.device():
             return export.switch
         export.stop()
@@ -108,7 +109,7 @@ class Qcow2(Shelf):
         return None
 
     def _export(self, volume: Object) -> Export:
-        return Export.of(self.setup.database, volume.name)
+        return Export.of(self.setup.database, self.path(volume))
 
     @contextmanager
     def writing(self, target: Object, size: int) -> Iterator[Target]:
@@ -258,6 +259,7 @@ class Qcow2(Shelf):
             header = layers.verified(volume.name)
             device = export.live()
             if not (device and _fits(device, read_only, sector_size)):
+                export.check_file()
                 export.detach()
                 below = layers.paths_below(volume.name)
                 device = export.attach(self.path(volume), below, read_only=read_only, sector_size=sector_size)

@@ -232,7 +232,7 @@ class TestQcow2(OnRows, Attaching):
         for path in chain:
             shutil.copyfile(pool.path(volume), path)
         daemon = Daemon(pool.setup.database, volume.name)
-        export = Export(daemon)
+        export = Export(daemon, chain[0])
         try:
             device = export.attach(chain[0], chain[1:], read_only=False, sector_size=None)
             assert device.node.read_bytes().startswith(b"head")
@@ -258,6 +258,47 @@ class TestQcow2(OnRows, Attaching):
                 assert process.poll() is None
             finally:
                 process.kill()
+
+    def test_a_copy_of_the_pool_has_no_part_in_the_device(self, pool: Backend, volume: Object) -> None:
+        """Of the same database, as a copied state directory has it: the daemon goes by the same name."""
+        device, directory = pool.attach(volume, read_only=False), pool.path(volume).parent
+        put(device, 0, b"before")
+        copy = self.backend(directory.with_name("copy"), pool.setup.database)
+        for path in directory.iterdir():
+            shutil.copyfile(path, copy.path(volume).with_name(path.name))
+        assert copy.attached(volume) is None and copy.holders(volume) == [] and copy.listing().devices == {}
+        copy.snapshot(volume, new("snap"))
+        copy.extend(volume, 2 * SIZE)
+        copy.clone(volume, new(), 2 * SIZE, quiet)
+        with pytest.raises(InUseError, match="another file open"):
+            copy.attach(volume, read_only=False)
+        copy.detach(volume)
+        copy.delete(volume)
+        assert pool.holders(volume) == [device]
+        put(device, 0, b"after!")
+        pool.detach(volume)
+        assert qcow2_files.read(pool.path(volume)).startswith(b"after!")
+
+    def test_a_file_that_was_put_in_the_place_of_an_attached_one_is_not_gone_on_with(
+        self, pool: Backend, volume: Object, tmp_path: Path
+    ) -> None:
+        """Not even where the new one is empty over the same layer."""
+        pool.snapshot(volume, new("snap"))
+        shutil.copyfile(pool.path(volume), tmp_path / "new")
+        device = pool.attach(volume, read_only=False)
+        put(device, 0, b"before")
+        (tmp_path / "new").replace(pool.path(volume))
+        assert pool.attached(volume) is None and list(pool.listing().devices) == [volume]
+        for refused in (
+            lambda: pool.snapshot(volume, new("snap")),
+            lambda: pool.extend(volume, 2 * SIZE),
+            lambda: pool.attach(volume, read_only=False),
+        ):
+            with pytest.raises(InUseError, match="another file open"):
+                refused()
+        assert Path(device).read_bytes().startswith(b"before") and len(list(tmp_path.glob("pool/layer-*"))) == 1
+        pool.detach(volume)
+        assert self.devices(pool, volume) == 0 and qcow2_files.read(pool.path(volume)).startswith(b"head")
 
     def test_holders_names_the_device_and_a_stranger(self, pool: Backend, volume: Object) -> None:
         device = pool.attach(volume, read_only=False)

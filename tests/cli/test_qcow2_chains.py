@@ -309,6 +309,53 @@ def test_the_last_bytes_of_a_file_are_in_its_device(disks: Cli, ended: bool) -> 
 
 
 @pytest.mark.root
+def test_a_file_put_in_the_place_of_an_attached_one_is_told(disks: Cli) -> None:
+    """What the device shows is another one's: the volume is no longer attached, and the device is to go."""
+    device = disks("attach", "q", "-o", "value").out.strip()
+    daemon = daemon_of(device)
+    try:
+        shutil.copyfile(disks.file("q"), "new")
+        Path("new").replace(disks.file("q"))
+        assert doctor(disks) == {("attachment", "volume"), ("device", "volume")}
+        assert disks.json("show", "q")["status"] == "available"
+        for words in ("extend q 8M", "delete q --yes", "attach q"):
+            assert f"{device}, which shows another file" in disks.error(5, "in_use", *words.split())["message"]
+        assert Path(device).read_bytes().startswith(b"precious")
+        put_right(disks)
+        assert daemon.ids() == [] and reads(disks, "q") == b"precious"
+        disks("attach", "q")
+        disks("detach", "q")
+    finally:
+        if daemon.ids():
+            take_away(device)
+        end_daemon(daemon)
+
+
+@pytest.mark.root
+def test_a_copy_of_the_state_directory_is_not_attached(disks: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    device, copied = disks("attach", "q", "-o", "value").out.strip(), disks.home / "copied"
+    try:
+        for name in ("state", "disks"):
+            shutil.copytree(disks.home / name, copied / name)
+        (copied / "config.toml").write_text(DISKS.format(home=copied))
+        with monkeypatch.context() as there:
+            there.setenv("VOLCTL_STATE_DIR", str(copied / "state"))
+            there.setenv("VOLCTL_CONFIG", str(copied / "config.toml"))
+            assert disks.json("show", "q")["attachments"][0]["device"] is None
+            assert disks.json("detach", "q")["status"] == "available"
+            disks("snapshot", "create", "q", "s")
+            disks("delete", "q", "--cascade", "--yes")
+            assert disks.json("doctor") == []
+        assert disks.json("show", "q")["attachments"][0]["device"] == device
+        with open(device, "r+b", buffering=0) as disk:
+            disk.write(b"written!")
+            os.fsync(disk)
+    finally:
+        disks("detach", "q")
+    assert reads(disks, "q") == b"written!"
+
+
+@pytest.mark.root
 def test_a_daemon_that_lost_its_device_is_told_and_ended(disks: Cli) -> None:
     device = disks("attach", "q", "-o", "value").out.strip()
     daemon = daemon_of(device)

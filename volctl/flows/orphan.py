@@ -59,7 +59,7 @@ class CheckOrphanTask(OrphanTask):
             raise ConflictError(f"{state.object.name} has a row", volume=state.volume_id)
         if row and (why := doubt(run.env, state.object, row, state.backend)):
             raise ConflictError(f"{state.object.name} may be all there is: {why}", volume=state.volume_id)
-        device = backend.attached(state.object)
+        device = backend.attached(state.object) or backend.listing().devices.get(state.object)
         holders = [who for who in backend.holders(state.object) if not (device and who.startswith(device.device))]
         if holders:
             raise InUseError(f"{state.object.name} is in use by {', '.join(holders)}", hint="stop what uses it first")

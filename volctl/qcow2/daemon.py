@@ -1,7 +1,8 @@
 """qemu-storage-daemon: it has the qcow2 file of one attached volume open, and shows its disk to a way of devices.
 
 It outlives the command and has none of its locks, and is known by its command line, which holds the volume's
-own path under /run. Not qemu-nbd: that has no monitor, and so no snapshot of a volume in use.
+own path under /run. That is the same for the copy of a state directory, so the files that it has open are looked
+at, too. Not qemu-nbd: that has no monitor, and so no snapshot of a volume in use.
 
 Sources: qemu-storage-daemon(1), QMP's blockdev-snapshot and block_resize.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,14 +21,18 @@ from typing import Any
 
 from volctl import command, interrupt
 from volctl.errors import BackendError, InUseError
-from volctl.files import translated
-from volctl.qcow2.qmp import Monitor, RefusedError, connected, silent
+from volctl.files import os_open, translated
+from volctl.qcow2.header import is_blank, read
+from volctl.qcow2.links import is_layer
+from volctl.qcow2.qmp import Monitor, RefusedError, connected, listener, silent
 from volctl.records import record
 
 PROGRAM = "qemu-storage-daemon"
 RUN = Path("/run/volctl")
 START, STOP = 30.0, 60.0  # seconds; what is stopped writes its last tables
 BUSY = 5.0  # seconds that one may be too busy to answer
+_DEEP = 100  # files that are looked through; each snapshot that was killed left one
+_Inode = tuple[int, int]  # of which device, and its number there
 
 
 @record
@@ -63,11 +69,29 @@ class Daemon:
             return False
         return os.path.basename(words[0]) == PROGRAM.encode() and self._chardev.encode() in words
 
-    def works_in(self, directory: str) -> bool | None:
-        """Has it files of this directory open, which may be gone? None without a daemon; no, if one may not look."""
-        if any(os.path.dirname(path) == directory for pid in self.ids() for path in _opened(pid)):
-            return True
-        return False if self.ids() else None  # it may have ended meanwhile
+    def works_on(self, path: Path) -> bool:
+        """Is this the file that it writes into, or one that `go_on` would lead it to? Who may not look believes it."""
+        opened = self._opened()
+        return opened is None or not opened.keys().isdisjoint(_read_alike(path))
+
+    def is_of(self, path: Path) -> bool:
+        """Is it of the pool of this file, which may be gone or another by now, and not of a copy of that?
+
+        Nobody knows it of one that has ended, which is in nobody's way; who may not look believes what is there.
+        """
+        if (opened := self._opened()) is None:
+            return os.path.lexists(path) or not self.ids()
+        directory = os.path.realpath(path.parent)
+        here = any(os.path.dirname(name) == directory for name in opened.values())
+        return here or not opened or not opened.keys().isdisjoint(_read_alike(path))
+
+    def _opened(self) -> dict[_Inode, str] | None:
+        """What it has open to be written, and under which name the kernel knows that; None if one may not look."""
+        try:
+            pid = listener(self.socket)
+            return dict(file for each in ([pid] if pid else self.ids()) for file in _written_by(each))
+        except PermissionError:
+            return None
 
     def start(self, chain: Sequence[Path], export: dict[str, Any], *more: str) -> None:
         """Show the disk of the first file; the daemon opens exactly these, whatever their headers name."""
@@ -129,17 +153,41 @@ class Daemon:
         overlay, present = _name(path), _written(monitor)
         if present in (overlay, None):
             return overlay
+        if present not in {f"file-{inode}" for _, inode in _read_alike(path)}:
+            raise other_file(self.name, path)
         if overlay not in _nodes(monitor):
             monitor.execute("blockdev-add", _node(path))
         monitor.execute("blockdev-snapshot", {"node": present, "overlay": overlay})
         return overlay
 
 
-def _opened(pid: int) -> Iterator[str]:
-    with suppress(OSError):  # ended, or not ours to see
-        for descriptor in os.listdir(f"/proc/{pid}/fd"):
-            with suppress(OSError):
-                yield os.readlink(f"/proc/{pid}/fd/{descriptor}")
+def other_file(name: str, path: Path) -> InUseError:
+    """What there is to say when neither the file may be opened nor the daemon be ended."""
+    said = f"the storage daemon of {name} has another file open than {path}"
+    return InUseError(said, hint="detach it first, where it was attached")
+
+
+def _written_by(pid: int) -> Iterator[tuple[_Inode, str]]:
+    """The files that a process may write to; what only lies below them was opened for reading."""
+    with suppress(FileNotFoundError, ProcessLookupError), os.scandir(f"/proc/{pid}/fd") as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):  # closed since
+                file, writable = entry.stat(), entry.stat(follow_symlinks=False).st_mode & stat.S_IWUSR
+                if writable and stat.S_ISREG(file.st_mode):
+                    yield (file.st_dev, file.st_ino), os.readlink(entry.path)
+
+
+def _read_alike(path: Path) -> Iterator[_Inode]:
+    """The file at `path`, and while what is there is empty, what it lies over: a snapshot that was killed left that."""
+    with suppress(OSError, BackendError):  # gone, or not ours to read
+        for _ in range(_DEEP):
+            with os_open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC) as fd:
+                file = os.fstat(fd)
+                yield file.st_dev, file.st_ino
+                header = read(fd, path.name)
+                if not (header.backing and is_layer(header.backing) and is_blank(fd, header)):
+                    return
+            path = path.with_name(header.backing)
 
 
 def _name(path: Path) -> str:

@@ -18,7 +18,7 @@ from volctl.files import object_named, os_open, translated
 from volctl.files.device import BlockDevice
 from volctl.model import Object
 from volctl.qcow2 import fuse, nbd
-from volctl.qcow2.daemon import PROGRAM, RUN, Daemon
+from volctl.qcow2.daemon import PROGRAM, RUN, Daemon, other_file
 from volctl.qcow2.fuse import Fuse
 from volctl.qcow2.nbd import Nbd
 from volctl.records import record
@@ -56,21 +56,20 @@ def attached(device: BlockDevice) -> Attached:
 
 def _of(disk: Path, pool: str) -> Object | None:
     """The volume of a pool whose disk this is."""
-    target, there = object_named(disk.name), os.path.lexists(os.path.join(pool, disk.name))
-    if target and (there or Daemon(disk.parent.name, disk.name).works_in(pool) is not False):
-        return target
-    return None
+    target = object_named(disk.name)
+    return target if target and Daemon(disk.parent.name, disk.name).is_of(Path(pool, disk.name)) else None
 
 
 @record
 class Export:
-    """Of the volume `name` of one database."""
+    """Of the volume in the file at `path`. Its daemon may be at work for a copy of the pool: that one is let alone."""
 
     daemon: Daemon
+    path: Path
 
     @classmethod
-    def of(cls, database: str, name: str) -> Export:
-        return cls(Daemon(database, name))
+    def of(cls, database: str, path: Path) -> Export:
+        return cls(Daemon(database, path.name), path)
 
     @property
     def _ways(self) -> tuple[Nbd, Fuse]:
@@ -78,9 +77,14 @@ class Export:
 
     # -- look
 
-    def _found(self) -> tuple[Nbd | Fuse, BlockDevice] | None:
-        """The way that was taken, and its device."""
+    def _any(self) -> tuple[Nbd | Fuse, BlockDevice] | None:
+        """The way that was taken, and its device, whosever it is."""
         return next(((way, device) for way in self._ways if (device := way.device())), None)
+
+    def _found(self) -> tuple[Nbd | Fuse, BlockDevice] | None:
+        """The same, if it is ours."""
+        found = self._any()
+        return found if found and self.daemon.is_of(self.path) else None
 
     def device(self) -> BlockDevice | None:
         """From the kernel's tables; needs no rights."""
@@ -88,20 +92,30 @@ class Export:
         return found[1] if found else None
 
     def live(self) -> BlockDevice | None:
-        """The device, if there is a disk behind it."""
-        found = self._found()
-        return found[1] if found and found[0].lives() else None
+        """The device, if there is a disk behind it, and that is our file's."""
+        found = self._any()
+        return found[1] if found and found[0].lives() and self.daemon.works_on(self.path) else None
+
+    def check_file(self) -> None:
+        """`InUseError` if the disk behind the device is another file's: somebody put ours there since."""
+        if (found := self._found()) and found[0].lives() and not self.daemon.works_on(self.path):
+            raise other_file(self.daemon.name, self.path)
 
     def users(self) -> list[str]:
-        """Who holds the device, for a person to read; itself if it works."""
-        if (device := self.device()) is None:
+        """Who holds the device, for a person to read; itself if it works, whatever it shows."""
+        if (found := self._found()) is None:
             return []
-        return [str(device.node)] if self.live() else device.holders()
+        way, device = found
+        if not way.lives():
+            return device.holders()
+        return [str(device.node) if self.live() else f"{device.node}, which shows another file"]
 
     # -- start and stop
 
     def attach(self, path: Path, below: Sequence[Path], *, read_only: bool, sector_size: int | None) -> BlockDevice:
         """A device over a file and exactly these files below it, whatever their headers name."""
+        if not self.daemon.is_of(path):
+            raise other_file(self.daemon.name, path)
         way: Nbd | Fuse
         if nbd.there():
             way = Nbd(self.daemon)
@@ -125,8 +139,9 @@ class Export:
     def stop(self) -> None:
         """End the daemon, which writes what it knows, and what is left of it; there may be none."""
         nbd_, fuse_ = self._ways
-        if not (os.path.lexists(self.daemon.disk) or fuse_.mounted()):
+        if not (os.path.lexists(self.daemon.disk) or fuse_.mounted()) or not self.daemon.is_of(self.path):
             return
+        self.check_file()
         with translated(f"remove {self.daemon.disk}"):
             self.daemon.end()
             fuse_.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -66,6 +67,20 @@ def silent(path: Path, patience: float = LOOK) -> bool:
         except OSError:
             return False
     return False
+
+
+def listener(path: Path) -> int | None:
+    """The process that listens at the socket; None if nobody does, or not now. `PermissionError` if one may not ask."""
+    with socket.socket(socket.AF_UNIX) as channel:
+        channel.setblocking(False)
+        try:
+            channel.connect(str(path))
+            pid, _, _ = struct.unpack("3i", channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        except PermissionError:
+            raise
+        except OSError:
+            return None
+    return pid or None  # 0 is in another namespace
 
 
 def _connect(channel: socket.socket, path: Path, patience: float) -> None:
