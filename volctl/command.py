@@ -54,7 +54,8 @@ close = [(os.POSIX_SPAWN_CLOSE, int(lock)) for lock in locks.split(",") if lock]
 pid = os.posix_spawn(argv[0], argv, os.environ, file_actions=close)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 255)
 """  # keeps the locks until the program that must not have them is on its own
-_groups: set[int] = set()
+_groups: dict[int, float] = {}
+"""Process groups of children, each with its grace."""
 
 
 @record
@@ -108,7 +109,7 @@ def run(
     """
     argv = _told(program, args)
     with _caged(argv, limits, cage) as (prefix, fds, prepare):
-        child = _start([*prefix, *argv], {*pass_fds, *held.locks, *fds}, on_output, prepare, keep_locks)
+        child = _start([*prefix, *argv], {*pass_fds, *held.locks, *fds}, on_output, prepare, keep_locks, grace=grace)
     return Running(child, program, tuple(ok), timeout, grace, wrapped=bool(prefix)).result()
 
 
@@ -125,7 +126,7 @@ def start(
     """The same beside what goes on here: its `result` must be asked for, or it be ended."""
     argv = _told(program, args)
     with _caged(argv, limits, cage) as (prefix, fds, prepare):
-        child = _start([*prefix, *argv], {*pass_fds, *held.locks, *fds}, None, prepare)
+        child = _start([*prefix, *argv], {*pass_fds, *held.locks, *fds}, None, prepare, grace=grace)
     return Running(child, program, tuple(ok), timeout, grace, wrapped=bool(prefix))
 
 
@@ -182,7 +183,7 @@ class Running:
         """Nobody wants its result (any more)."""
         group = self.child.process.pid
         if group in _groups and _end(group, self.grace):
-            _groups.discard(group)
+            _groups.pop(group, None)
             self.child.done.wait(TERM_GRACE)
             self.child.close()
 
@@ -243,11 +244,13 @@ def _start(
     on_output: Callable[[str], None] | None,
     prepare: Callable[[], None] | None,
     keep_locks: bool = False,
+    *,
+    grace: float = TERM_GRACE,
 ) -> _Child:
     import sh
 
     interrupt.check()
-    interrupt.end_children = _end_all
+    interrupt.end_children, interrupt.kill_children = _end_all, _kill_all
     stdin: Any = _carrier(fds) if keep_locks else os.open(os.devnull, os.O_RDONLY)
     passed = set() if keep_locks else fds
     child = _Child(None, threading.Event(), os.memfd_create("stdout"), os.memfd_create("stderr"))
@@ -281,7 +284,7 @@ def _start(
         raise AccessError(f"{argv[0]} cannot be started: {error}") from error
     finally:
         os.close(stdin)
-    _groups.add(child.process.pid)
+    _groups[child.process.pid] = grace
     threading.Thread(target=_await, args=(child,), daemon=True).start()
     return child
 
@@ -325,7 +328,7 @@ def _wait(child: _Child, program: str, timeout: float | None, grace: float) -> R
         interrupt.check()
     finally:
         if _end(group, grace):
-            _groups.discard(group)
+            _groups.pop(group, None)
         said = child.said(child.out), child.said(child.err)
         child.close()
     return Result(child.process.process.exit_code, *said)
@@ -371,6 +374,11 @@ def _state(pid: str) -> tuple[str, int]:
 def _end_all() -> None:
     for group in tuple(_groups):
         _signal(group, signal.SIGTERM)
+
+
+def _kill_all() -> None:
+    for group, grace in tuple(_groups.items()):
+        _end(group, grace)
 
 
 def _signal(group: int, signum: int) -> bool:

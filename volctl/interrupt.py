@@ -3,7 +3,8 @@
 Nothing is thrown into the middle of a statement: a handler notes the signal, tells the user, and
 ends the running children; the code that waited for them sees it at its next `check()`. Every loop
 that may last (a lock, a copy, a child) calls `check()` at least every tenth of a second.
-A second signal leaves at once: the journal has what the next command's settle needs.
+A second signal leaves at once, or when the children are dead: the journal has what the next command's
+settle needs, and with a child that lives on, and holds its lock, that would wait for ever.
 """
 
 from __future__ import annotations
@@ -32,7 +33,11 @@ _deaf = False
 _done: float | None = None
 _depth = 0
 _heard = False
+_leaving = False
 end_children: Callable[[], None] = lambda: None
+"""Ask them to."""
+kill_children: Callable[[], None] = lambda: None
+"""Those that do not end in the time that they may take over it."""
 
 
 def install(timeout: float | None = None) -> None:
@@ -47,6 +52,8 @@ def install(timeout: float | None = None) -> None:
 
 def _on_signal(signum: int, frame: FrameType | None) -> None:
     global _signum, _second
+    if _leaving:
+        return
     if _done is not None:
         _signum = _signum or signum
         if time.monotonic() > _done + TELLING:
@@ -73,8 +80,11 @@ def _leave_undone() -> None:
 
 
 def _leave(signum: int, why: str) -> NoReturn:
+    global _leaving
+    _leaving = True
     _say(f"volctl: {why}")
     end_children()
+    kill_children()
     os._exit(128 + signum)
 
 

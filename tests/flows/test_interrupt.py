@@ -143,6 +143,20 @@ def test_a_second_signal_ends_the_child_as_well(slow: Rig, tmp_path: Path) -> No
     nothing_left(slow)
 
 
+def test_a_second_signal_kills_a_child_that_is_deaf(slow: Rig, tmp_path: Path) -> None:
+    """It would keep the lock, and the volume as it is, for ever."""
+    script = tmp_path / "bin" / "qemu-img"
+    script.write_text(script.read_text().replace("#!/bin/sh\n", "#!/bin/sh\ntrap '' TERM INT HUP\n"))
+    pid = copying(slow, tmp_path)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        os.kill(pid, signum)
+    done = slow.join(pid)
+    assert done.status == 128 + signal.SIGTERM and "second signal" in done.err
+    assert not alive(worker(tmp_path))
+    assert slow.check() == []
+    assert (slow.volume("v") or {}).get("status") == "error"
+
+
 @pytest.mark.parametrize("what", [signal.SIGINT, "expire"])
 @pytest.mark.parametrize(
     ("argv", "task"),

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tests.conftest import REPO
 from tests.engine.crash import KILLED, Ended, Rig
-from tests.torture.core import PATIENCE, UNCONFINED, Budget, Tally, another, quiet, users, worlds
+from tests.torture.core import PATIENCE, UNCONFINED, Budget, Tally, another, quiet, worlds
 from tests.torture.verbs import UNREADABLE, VERBS, outcome
 
 OVERTIME = 10.0  # seconds a command may take beyond its --timeout (SPEC, section 11)
@@ -115,18 +115,7 @@ def interrupted(rig: Rig, rng: random.Random) -> list[str]:
         found = [f"{how}: exit {ended.status}, not {128 + number}"] if ended.status != 128 + number else []
         if took > OVERTIME:
             found.append(f"{how}: it took {took:.1f} s")
-        _end_of_the_deaf(rig)
         return found + _after(rig, "create-image", ended)
-
-
-def _end_of_the_deaf(rig: Rig) -> None:
-    """A second signal leaves at once, so what is deaf to SIGTERM lives on, with the lock, until it is killed."""
-    end = time.monotonic() + 1
-    while users(rig.root) and time.monotonic() < end:
-        time.sleep(0.01)
-    for pid in users(rig.root):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
 
 
 def _after(rig: Rig, verb: str, ended: Ended | None = None) -> list[str]:
