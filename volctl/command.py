@@ -364,7 +364,7 @@ def _lives(group: int) -> bool:
 def _state(pid: str) -> tuple[str, int]:
     """A process's state and process group, from /proc/PID/stat (proc(5))."""
     try:
-        with open(f"/proc/{pid}/stat") as file:
+        with open(f"/proc/{pid}/stat", errors="replace") as file:  # it has a name of any bytes in it
             fields = file.read().rpartition(")")[2].split()
     except OSError:
         return "X", 0

@@ -22,6 +22,7 @@ import pytest
 from tests.backends.conformance import SIZE, Act, content_of, killed_at, new, stranger
 from volctl.backend import Attached, Backend
 from volctl.errors import BackendError, InUseError
+from volctl.files import device as devices
 from volctl.model import MiB, Object
 
 HOLD = "import os, sys; fd = os.open(sys.argv[1], os.O_RDONLY)"
@@ -109,10 +110,15 @@ class Attaching:
         pool.detach(volume)
         assert pool.attached(volume) is None
 
-    def test_a_passing_look_is_waited_for(self, pool: Backend, volume: Object, tmp_path: Path) -> None:
-        shutil.copy(str(shutil.which("sleep")), tmp_path / "losetup")  # which opens every device to list them
+    @pytest.mark.parametrize("who", ["losetup", "python"])
+    def test_a_passing_look_is_waited_for(
+        self, who: str, pool: Backend, volume: Object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The former opens every device to list them, and another command of ours may."""
+        monkeypatch.setattr(devices, "GLANCE", 10.0)  # seconds; the machine may be busy
+        shutil.copy(str(shutil.which("sleep")), tmp_path / who)
         with open(pool.attach(volume, read_only=False), "rb") as device:
-            looks = subprocess.Popen([tmp_path / "losetup", "0.5"], stdin=device)
+            looks = subprocess.Popen([tmp_path / who, "0.5"], stdin=device)
         pool.detach(volume)
         assert pool.attached(volume) is None
         looks.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -31,6 +32,16 @@ def test_a_program_that_lasts_too_long_is_ended() -> None:
         command.run("sleep", 60, timeout=0.3)
     assert time.monotonic() - began < 5 and not command.children_left()
     assert command.run("sleep", 0, timeout=30).status == 0
+
+
+def test_what_else_runs_has_a_name_of_any_bytes(tmp_path: Path) -> None:
+    """Whether a child left others is asked of all processes."""
+    odd = tmp_path / os.fsdecode(b"\xfe\xff")
+    shutil.copy(str(shutil.which("sleep")), odd)
+    with subprocess.Popen([odd, "60"]) as stranger:
+        command.run("sh", "-c", "sleep 60 & :")
+        assert not command.children_left()
+        stranger.kill()
 
 
 def test_what_a_program_that_holds_our_locks_says_is_its_own() -> None:

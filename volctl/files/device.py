@@ -14,6 +14,7 @@ from volctl.records import record
 
 SECTOR_SIZES = (512, 4096)
 _PATIENCE = 3.0  # seconds for udev, which looks at every device that changes
+GLANCE = 0.3  # seconds for anybody else who only looks, such as another command of ours
 PROBES = ("udev", "(udev-worker)", "systemd-udevd", "blkid", "losetup")  # the last opens each loop device that it lists
 
 
@@ -57,9 +58,9 @@ class BlockDevice:
 
         `InUseError` names who holds it; it then stays, also when those close it. Passing looks are waited for.
         """
-        end = time.monotonic() + _PATIENCE
+        begun = time.monotonic()
         while (users := self.holders()) or not let_go(self):
-            if users or time.monotonic() > end:
+            if time.monotonic() > begun + (GLANCE if users else _PATIENCE):
                 by = ", ".join(users or device_holders(self.node)) or "a program that cannot be seen from here"
                 raise InUseError(f"{self.node} is still in use: {by}", hint="unmount it, or stop what has it open")
             interrupt.pause(0.02)
