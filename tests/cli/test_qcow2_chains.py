@@ -412,7 +412,7 @@ def test_a_layer_that_somebody_reads_is_left(disks: Cli, volctl: Volctl) -> None
         holder = subprocess.Popen(["sleep", "60"], stdin=file)
     try:
         ran = volctl("doctor", "--fix", "--yes", "--json", status=12)
-        assert "open somewhere" in ran.json()[0]["problem"] and layer.exists()
+        assert "is in use by" in ran.json()[0]["problem"] and layer.exists()
     finally:
         holder.kill()
         holder.wait()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import struct
+import threading
 from pathlib import Path
 
 import pytest
@@ -158,3 +161,18 @@ def test_who_only_glances_at_a_file_does_not_hold_it(seconds: float, stays: bool
     with stranger(glance, str(path)) as pid, path.open("rb") as file:
         found = holders(path, file.fileno())
         assert [f"(pid {pid})" in holder for holder in found] == [True] * stays
+
+
+@pytest.mark.parametrize(("seconds", "stays"), [(0.1, False), (1, True)])
+def test_a_lock_of_nobody_who_can_be_seen_is_gone_in_a_moment_or_told(
+    seconds: float, stays: bool, tmp_path: Path
+) -> None:
+    """Our own second descriptor stands for a program that ends."""
+    path = tmp_path / "file"
+    path.touch()
+    with path.open("rb") as file, path.open("r+b") as other:
+        fcntl.fcntl(other, fcntl.F_OFD_SETLK, struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 100, 1, 0))
+        closing = threading.Timer(seconds, other.close)
+        closing.start()
+        assert len(holders(path, file.fileno())) == stays
+        closing.join()

@@ -32,7 +32,7 @@ def holders(path: Path, fd: int) -> list[str]:
     if strangers and (ours or not _locked(fd)):
         strangers = _staying(strangers, path, os.fstat(fd))
     found = [*_loops(os.fstat(fd), path.name), *map(_named, strangers)]
-    if not found and not ours and _locked(fd):
+    if not found and not ours and _stays_locked(fd):
         found.append("a process that locks it (such as qemu)")
     return found
 
@@ -114,6 +114,15 @@ def _staying(pids: list[str], path: Path, file: os.stat_result) -> list[str]:
             interrupt.pause(pause)
             pids = [pid for pid in pids if _opens(pid, path.name, file)]
     return pids
+
+
+def _stays_locked(fd: int) -> bool:
+    """A program that ends lets go of our locks first, then of its files, and has no descriptors to see meanwhile."""
+    for pause in _GLANCE:
+        if not _locked(fd):
+            return False
+        interrupt.pause(pause)
+    return _locked(fd)
 
 
 def _named(pid: str) -> str:

@@ -193,16 +193,18 @@ class Layers:
 
     def clear(self, name: str) -> None:
         """As `collect`, for a layer without a snapshot that nobody has open; an error if it stays."""
-        if self._there(name) and (self._is_snapshot(name) or self._held(name)):
-            raise _in_use(f"{name} is a snapshot's, or open somewhere", "stop what uses it first")
+        if self._there(name) and self._is_snapshot(name):
+            raise _in_use(f"{name} is a snapshot's", "delete that first")
         try:
+            if self._there(name):
+                self._check_unheld(name)
             self._take_away(name)
         except Failure as error:
             error.untouched = True  # a merge that did not end reads the same, and the layer can stay
             raise
         self._put_right(name)
         if self._there(name):
-            raise _in_use(f"{name} is needed, or what lies over it is in use", "stop what uses it first")
+            raise _in_use(f"{name} is needed, or what lies over it is not what its row says", "volctl doctor")
 
     def _forget(self, name: str) -> None:
         for parent in self.chains.parents(name) - {None}:
@@ -236,7 +238,9 @@ class Layers:
         if not noted and not said:
             self.place.remove(name)
             self._forget(name)
-        elif noted == said and self._is_as_noted(noted[0]) and not self._held(name) and not self._held(noted[0]):
+        elif noted == said and self._is_as_noted(noted[0]):
+            for each in (name, noted[0]):
+                self._check_unheld(each)
             try:
                 self._merge(noted[0], name)
             except BackendError as error:
@@ -282,9 +286,10 @@ class Layers:
         self.chains.note(volume, {self.header(volume).backing})
         self.chains.note(frozen, {None})
 
-    def _held(self, name: str) -> bool:
+    def _check_unheld(self, name: str) -> None:
         with self.place.existing(name) as fd:
-            return bool(files.holders(self.place.path / name, fd))
+            if found := files.holders(self.place.path / name, fd):
+                raise _in_use(f"{name} is in use by {', '.join(found)}", "stop what uses it first")
 
     def _merge(self, child: str, name: str) -> None:
         """The one file over a hidden layer becomes independent of it, on the way that copies less."""
