@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import qcow2_files
 from tests.cli.conftest import Cli, MiB
 
 
@@ -77,3 +78,46 @@ def test_a_size_that_no_disk_has_is_a_damaged_header(cli: Cli) -> None:
     resize("qcow2", file, MiB)
     cli("doctor", "--fix", "--yes")
     assert cli.json("show", "v")["status"] == "available"
+
+
+@pytest.fixture
+def cut(cli: Cli) -> Cli:
+    """Volumes `v` and `w` with a snapshot `s` between: `v`, and what is below `w`, end before what they hold."""
+    cli.configure(f'[[backend]]\nname = "b"\nkind = "qcow2"\ndirectory = "{cli.home}/b"\n')
+    cli("backend", "init", "b", "--yes")
+    for name in "vw":
+        cli.volume(name, "--size", "10M")
+        qcow2_files.write(cli.file(name), 0, b"\7" * 4 * MiB)
+    cli("snapshot", "create", "w", "s")
+    for file in (cli.file("v"), *(cli.home / "b").glob("layer-*")):
+        os.truncate(file, 2 * MiB)
+    return cli
+
+
+@pytest.mark.parametrize("name", "vw")
+@pytest.mark.parametrize(
+    "words",
+    [
+        "image save {} f",
+        "snapshot create {} t",
+        "extend {} 20M",
+        "create c --from-volume {}",
+        pytest.param("attach {}", marks=pytest.mark.root),
+    ],
+)
+def test_a_file_that_was_cut_within_its_data_is_not_read(words: str, name: str, cut: Cli) -> None:
+    message = cut.error(8, "backend", *words.format(name).split())["message"]
+    assert "is cut off: it ends before what it holds" in message or "has 0 bytes, its row says" in message
+
+
+def test_a_file_that_was_cut_within_its_data_is_told(cut: Cli) -> None:
+    found = cut.json("doctor", status=12)
+    assert {(each["kind"], each["name"]) for each in found} == {
+        ("volume_object", "v"), ("chain", "w"), ("chain", "s"), ("snapshot_object", "s")
+    }  # fmt: skip
+    cut("doctor", "--fix", "--yes")
+    assert {volume["status"] for volume in cut.json("list")} == {"error"}
+    for words in ("revert w s --yes", "create c --from-snapshot s", "image save s f"):
+        cut.error(5, "conflict", *words.split())
+    cut("delete", "v", "w", "--cascade", "--yes")
+    assert cut.json("doctor") == []

@@ -7,15 +7,17 @@ import struct
 
 from volctl.errors import BackendError
 from volctl.model import MAX_SIZE
+from volctl.qcow2.extent import Tables, is_cut
 from volctl.records import record
 
 MAGIC = 0x514649FB
-CORRUPT, DATA_FILE = 2, 4
+DIRTY, CORRUPT, DATA_FILE, EXTENDED = 1, 2, 4, 16
 KNOWN = 0b11111  # incompatible features: dirty, corrupt, data file, compression type, extended L2
 BACKING_FORMAT = 0xE2792ACA
 LONGEST_NAME = 1023
 _LARGEST_CLUSTER = 2 * 1024**2  # the name is in the first one
 _MAX_L1 = 32 * 1024**2 // 8  # entries; QCOW_MAX_L1_SIZE
+_MAX_COUNTS = 8 * 1024**2  # bytes; QCOW_MAX_REFTABLE_SIZE
 _HEADER = struct.Struct(">IIQIIQIIQQIIQQQQII")
 _EXTENSION = struct.Struct(">II")
 
@@ -32,7 +34,7 @@ class Header:
 
 
 def read(fd: int, name: str) -> Header:
-    """The header of the file `name` open at `fd`; `BackendError` if it is none that volctl makes.
+    """The header of the file `name` open at `fd`; `BackendError` if it is none that volctl makes, or was cut.
 
     Its detail `corrupt`: it was one.
     """
@@ -40,15 +42,21 @@ def read(fd: int, name: str) -> Header:
     if len(raw) < _HEADER.size or raw[:4] != MAGIC.to_bytes(4, "big"):
         raise BackendError(f"{name} is not a qcow2 file")
     fields = _HEADER.unpack(raw)
-    _, version, at, length, _, size, encrypted, l1_size, l1_offset, _, _, _, _, features, _, _, _, end = fields
+    _, version, at, length, bits, size, encrypted, l1_size, l1_offset, counts, clusters, _, _, *rest = fields
+    features, _, _, order, end = rest
     if version != 3 or encrypted or features & ~KNOWN or features & DATA_FILE:
         raise BackendError(f"{name} is a qcow2 file that volctl did not make (version, encryption or features)")
     if features & CORRUPT:
         hint = "look at it: qemu-img check -f qcow2 FILE"
         raise BackendError(f"{name} is marked as corrupt", hint=hint, details={"corrupt": True})
     beyond = size > MAX_SIZE or l1_size > _MAX_L1 or length > LONGEST_NAME or at > _LARGEST_CLUSTER
-    if beyond or not _HEADER.size <= end <= 4096:
+    odd = not 9 <= bits <= 21 or order > 6 or clusters << bits > _MAX_COUNTS
+    if beyond or odd or not _HEADER.size <= end <= 4096:
         raise BackendError(f"{name} has a damaged header", details={"corrupt": True})
+    extended, dirty = bool(features & EXTENDED), bool(features & DIRTY)
+    if is_cut(fd, Tables(bits, extended, dirty, l1_offset, l1_size * 8, counts, clusters << bits, order)):
+        hint = "put the whole file back; qemu-img check -f qcow2 FILE says what is missing"
+        raise BackendError(f"{name} is cut off: it ends before what it holds", hint=hint, details={"corrupt": True})
     backing = os.pread(fd, length, at).decode(errors="replace") if at else None
     return Header(size, backing, _backing_format(os.pread(fd, 4096, 0), end), l1_offset, l1_size)
 
