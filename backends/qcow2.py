@@ -184,20 +184,19 @@ class Qcow2(Shelf):
 
     def inspect(self, target: Object) -> Info | None:
         with self._at("inspect", target) as place:
-            found, header = place.stat(target.name), links.headers(place, target.name).get(target.name)
-        return _sized(header, found.st_blocks * 512) if found else None
+            found, headers = place.stat(target.name), links.headers(place, target.name, live=self._is_live)
+        return _sized(headers.get(target.name), found.st_blocks * 512) if found else None
 
     def listing(self) -> Listing:
         """Layers are neither objects nor foreign: they are part of what lies over them."""
         found = super().listing()
         with self._at("listing") as place:
-            headers = links.headers(place)
+            headers = links.headers(place, live=self._is_live)
             below = links.below(place, headers)
-        damaged = links.damaged(headers)
         there = {target: info for target, info in found.objects.items() if target.name in headers}
         infos = {target: _sized(headers[target.name], info.allocated) for target, info in there.items()}
         foreign = tuple(name for name in found.foreign if not is_layer(name))
-        return replace(found, objects=infos, foreign=foreign, links=below, damaged=damaged)
+        return replace(found, objects=infos, foreign=foreign, links=below, damaged=links.damaged(headers))
 
     def links(self, *names: str) -> Mapping[str, str | None]:
         with self._at("links") as place:
@@ -205,7 +204,10 @@ class Qcow2(Shelf):
 
     def damaged(self, *names: str) -> frozenset[str]:
         with self._at("damaged") as place:
-            return links.damaged(links.headers(place, *names)) if names else frozenset()
+            return links.damaged(links.headers(place, *names, live=self._is_live)) if names else frozenset()
+
+    def _is_live(self, name: str) -> bool:
+        return (target := files.object_named(name)) is not None and self.attached(target) is not None
 
     def clear(self, leftover: str) -> None:
         if not is_layer(leftover):
@@ -216,7 +218,7 @@ class Qcow2(Shelf):
 
     def size_of(self, fd: int, name: str) -> int:
         try:
-            header = read(fd, name)
+            (header := read(fd, name)).check_whole(name)
         except BackendError as error:
             kind = ImageCorruptError if error.details.get("corrupt") else UsageError
             raise kind(error.message, hint=error.hint) from error
@@ -256,12 +258,12 @@ class Qcow2(Shelf):
     def attach(self, volume: Object, *, read_only: bool, sector_size: int | None = None) -> str:
         export = self._export(volume)
         with self._opened(f"attach {volume.name}") as layers:
-            header = layers.verified(volume.name)
+            header = layers.verified(volume.name, whole=False)
             device = export.live()
             if not (device and _fits(device, read_only, sector_size)):
                 export.check_file()
                 export.detach()
-                below = layers.paths_below(volume.name)
+                below = layers.paths_below(volume.name, whole=False)
                 device = export.attach(self.path(volume), below, read_only=read_only, sector_size=sector_size)
             if device.size != header.size or not _fits(device, read_only, sector_size):
                 raise BackendError(f"{device.node} has {device.size} bytes, or not the mode or sectors asked for")
@@ -276,8 +278,7 @@ class Qcow2(Shelf):
                 layers.collect_below(volume.name)
 
     def attached(self, volume: Object, device: str | None = None) -> Attached | None:
-        found = self._export(volume).live()
-        return attached(found) if found else None
+        return attached(found) if (found := self._export(volume).live()) else None
 
     def resize_device(self, volume: Object) -> None:
         export = self._export(volume)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -102,12 +103,26 @@ def cut(cli: Cli) -> Cli:
         "snapshot create {} t",
         "extend {} 20M",
         "create c --from-volume {}",
-        pytest.param("attach {}", marks=pytest.mark.root),
     ],
 )
 def test_a_file_that_was_cut_within_its_data_is_not_read(words: str, name: str, cut: Cli) -> None:
     message = cut.error(8, "backend", *words.format(name).split())["message"]
     assert "is cut off: it ends before what it holds" in message or "has 0 bytes, its row says" in message
+
+
+@pytest.mark.root
+def test_a_file_that_lacks_what_its_guest_had_not_flushed_is_attached(cut: Cli) -> None:
+    """The power went: its guest is the one to say what that is worth. What lies below had been flushed."""
+    cut("attach", "v")
+    assert "is cut off" in cut.error(8, "backend", "attach", "w")["message"]
+    assert [each["name"] for each in cut.json("doctor", status=12)] == ["w", "s", "s"]
+    hint = cut.error(8, "backend", "snapshot", "create", "v", "t")["hint"]
+    cut("detach", "v")
+    size = re.search(r"truncate -s (\d+) FILE", cut.error(8, "backend", "image", "save", "v", "f")["hint"] + hint)
+    assert size
+    os.truncate(cut.file("v"), int(size[1]))
+    cut("image", "save", "v", "f")
+    assert [each["name"] for each in cut.json("doctor", status=12)] == ["w", "s", "s"]
 
 
 def test_a_file_that_was_cut_within_its_data_is_told(cut: Cli) -> None:

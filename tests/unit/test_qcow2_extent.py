@@ -30,7 +30,7 @@ DATA = b"data" * 5000
 def is_whole(file: Path) -> bool:
     with os_open(file, os.O_RDONLY) as fd:
         try:
-            read(fd, file.name)
+            read(fd, file.name).check_whole(file.name)
         except BackendError as error:
             assert "cut off" in error.message
             return False

@@ -41,12 +41,12 @@ class Tables:
         return 1 << self.cluster_bits
 
 
-def is_cut(fd: int, tables: Tables) -> bool:
-    """Does the open file end before something that it holds begins?"""
+def lacking(fd: int, tables: Tables) -> int:
+    """If the open file ends before something that it holds begins, the size that would do, in bytes; else 0."""
     if not (tables.dirty or _is_counted_on(fd, tables)):
-        return False
+        return 0
     needed = max(_needed(fd, tables))
-    return os.fstat(fd).st_size < needed
+    return -(-needed // tables.cluster) * tables.cluster if os.fstat(fd).st_size < needed else 0
 
 
 def _is_counted_on(fd: int, tables: Tables) -> bool:

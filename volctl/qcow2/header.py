@@ -7,7 +7,7 @@ import struct
 
 from volctl.errors import BackendError
 from volctl.model import MAX_SIZE
-from volctl.qcow2.extent import Tables, is_cut
+from volctl.qcow2.extent import Tables, lacking
 from volctl.records import record
 
 MAGIC = 0x514649FB
@@ -24,17 +24,27 @@ _EXTENSION = struct.Struct(">II")
 
 @record
 class Header:
-    """`size` is the guest disk's, in bytes; `backing` and its format are as written, None for none."""
+    """`size` is the guest disk's, in bytes; `backing` and its format are as written, None for none.
+
+    `lacks`: so many bytes the file ought to have, and ends before (`volctl.qcow2.extent`); 0 for a whole one.
+    """
 
     size: int
     backing: str | None
     backing_format: str | None
     l1_offset: int
     l1_size: int
+    lacks: int = 0
+
+    def check_whole(self, name: str) -> None:
+        """A file that was attached when the power went may lack what its guest had not flushed."""
+        if self.lacks:
+            hint = f"put the whole file back; or, if zeros will do for what is missing: truncate -s {self.lacks} FILE"
+            raise BackendError(f"{name} is cut off: it ends before what it holds", hint=hint, details={"corrupt": True})
 
 
 def read(fd: int, name: str) -> Header:
-    """The header of the file `name` open at `fd`; `BackendError` if it is none that volctl makes, or was cut.
+    """The header of the file `name` open at `fd`; `BackendError` if it is none that volctl makes.
 
     Its detail `corrupt`: it was one.
     """
@@ -54,15 +64,13 @@ def read(fd: int, name: str) -> Header:
     if beyond or odd or not _HEADER.size <= end <= 4096:
         raise BackendError(f"{name} has a damaged header", details={"corrupt": True})
     extended, dirty = bool(features & EXTENDED), bool(features & DIRTY)
-    if is_cut(fd, Tables(bits, extended, dirty, l1_offset, l1_size * 8, counts, clusters << bits, order)):
-        hint = "put the whole file back; qemu-img check -f qcow2 FILE says what is missing"
-        raise BackendError(f"{name} is cut off: it ends before what it holds", hint=hint, details={"corrupt": True})
+    lacks = lacking(fd, Tables(bits, extended, dirty, l1_offset, l1_size * 8, counts, clusters << bits, order))
     backing = os.pread(fd, length, at).decode(errors="replace") if at else None
-    return Header(size, backing, _backing_format(os.pread(fd, 4096, 0), end), l1_offset, l1_size)
+    return Header(size, backing, _backing_format(os.pread(fd, 4096, 0), end), l1_offset, l1_size, lacks)
 
 
 def glimpse(fd: int) -> Header | None:
-    """Of a file that `read` refuses (marked as corrupt), what it lies over, of size 0; None of what is no qcow2."""
+    """Of a file that is damaged, what it lies over, of size 0; None of what is no qcow2."""
     raw = os.pread(fd, _HEADER.size, 0)
     if len(raw) < _HEADER.size or raw[:4] != MAGIC.to_bytes(4, "big"):
         return None

@@ -54,23 +54,31 @@ class Layers:
 
     # -- look
 
-    def header(self, name: str) -> Header:
+    def header(self, name: str, *, whole: bool = True) -> Header:
+        """`BackendError` for a file that was cut, unless it need not be `whole`."""
         with self.place.existing(name) as fd:
-            return read(fd, name)
+            header = read(fd, name)
+        if whole:
+            header.check_whole(name)
+        return header
 
-    def verified(self, name: str) -> Header:
+    def verified(self, name: str, *, whole: bool = True) -> Header:
         """The header of a file whose whole chain is as the rows say; `BackendError` if it is not.
 
         To be asked before a program opens the file, and with it all that it lies over.
         """
-        self.below(name)
-        return self.header(name)
+        self.below(name, whole=whole)
+        return self.header(name, whole=whole)
 
-    def below(self, name: str) -> list[str]:
-        """What a file lies over, from the nearest on, compared with the rows as `verified` says."""
+    def below(self, name: str, *, whole: bool = True) -> list[str]:
+        """What a file lies over, from the nearest on, compared with the rows as `verified` says.
+
+        What was being merged when the power went may lack what is still in the file over it.
+        """
         chain = [name]
         while True:
-            header, parents = self.header(name), self.chains.parents(layer_of(name))
+            header, parents = self.header(name, whole=whole), self.chains.parents(layer_of(name))
+            whole = len(parents) == 1
             if header.backing not in parents or header.backing in chain:
                 raise self._strange(name, header.backing, parents)
             if header.backing is None:
@@ -80,8 +88,8 @@ class Layers:
             name = header.backing
             chain.append(name)
 
-    def paths_below(self, name: str) -> tuple[Path, ...]:
-        return tuple(self.place.path / each for each in self.below(name))
+    def paths_below(self, name: str, *, whole: bool = True) -> tuple[Path, ...]:
+        return tuple(self.place.path / each for each in self.below(name, whole=whole))
 
     def _strange(self, name: str, backing: str | None, parents: set[str | None]) -> BackendError:
         known = " or ".join(sorted(parent or "no file" for parent in parents))
@@ -119,7 +127,7 @@ class Layers:
         if not self._there(child):
             return False
         try:
-            backing = self.header(child).backing
+            backing = self.header(child, whole=False).backing
         except BackendError:
             return True
         return backing == name or backing not in parents
@@ -283,7 +291,7 @@ class Layers:
     def _unfreeze(self, volume: str, frozen: str) -> None:
         """A freeze that did not come to its end: the layer is still the volume itself."""
         self.place.remove(new(volume), frozen)
-        self.chains.note(volume, {self.header(volume).backing})
+        self.chains.note(volume, {self.header(volume, whole=False).backing})
         self.chains.note(frozen, {None})
 
     def _check_unheld(self, name: str) -> None:
@@ -293,13 +301,13 @@ class Layers:
 
     def _merge(self, child: str, name: str) -> None:
         """The one file over a hidden layer becomes independent of it, on the way that copies less."""
-        header = self.verified(child)
-        parent = self.header(name).backing
+        header, lower = self.verified(child), self.header(name, whole=False)
+        parent = lower.backing
         self.chains.note(child, self.chains.parents(child) | {parent})
         if self._allocated(child) <= self._allocated(name) + (0 if parent else header.size // SCAN):
             self._commit(child, name)
         else:
-            if self.header(name).size < header.size:  # QEMU before 8.1 may loop for ever over a shorter file
+            if lower.size < header.size:  # QEMU before 8.1 may loop for ever over a shorter file
                 tool.resize(self.place.path / name, self.paths_below(name), header.size)
             tool.rebase(self.place.path / child, parent, self.paths_below(child))
             self.flush(child)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
 from functools import partial
 
@@ -29,13 +29,20 @@ def is_below(name: str) -> bool:
     return is_layer(name) or name.startswith("image-")
 
 
-def headers(place: files.Place, *wanted: str) -> dict[str, Header | None]:
-    """Of these files, or of all that may lie over others, if they are there; None of what is no qcow2 file."""
+def headers(
+    place: files.Place, *wanted: str, live: Callable[[str], bool] = lambda name: False
+) -> dict[str, Header | None]:
+    """Of these files, or of all that may lie over others, if they are there; None of what is no qcow2 file.
+
+    One that is `live` may lack what its guest has not flushed.
+    """
     found: dict[str, Header | None] = {}
     for name in filter(partial(_is_file, place), wanted) if wanted else names(place):
         with suppress(FileNotFoundError), _opened(place, name) as fd:
             try:
-                found[name] = read(fd, name)
+                found[name] = header = read(fd, name)
+                if header.lacks and not live(name):
+                    header.check_whole(name)
             except BackendError:
                 found[name] = glimpse(fd)
     return found
