@@ -206,6 +206,6 @@ def of_os(error: OSError, doing: str) -> VolctlError:
 
 
 def is_of_the_system(error: BaseException) -> bool:
-    """Is it the system that fails (no room, no rights, a broken disk), and no mistake of ours?"""
-    system = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+    """Is it the system that fails (no room, no rights, a broken disk, a call that was cut off), no mistake of ours?"""
+    system = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EINTR)
     return isinstance(error, OSError) and error.errno in system
