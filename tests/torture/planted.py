@@ -50,8 +50,8 @@ PLANTS = (
     Plant(
         "a lock that no child inherits",
         "volctl/command.py",
-        "{*pass_fds, *held.locks, *fds}, on_output, prepare, keep_locks)",
-        "{*pass_fds, *fds}, on_output, prepare, keep_locks)",
+        "{*pass_fds, *held.locks, *fds}, on_output, prepare, keep_locks",
+        "{*pass_fds, *fds}, on_output, prepare, keep_locks",
         "orphans",
         "loop",
     ),
