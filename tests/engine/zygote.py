@@ -197,6 +197,7 @@ def quiet(act: Callable[[], None]) -> None:
 
 
 def main() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup(1) may have run the tests
     sys.dont_write_bytecode = True  # a module's first import would make files that the second run does not
     quiet(lambda: warm_up(sys.argv[1:]))
     gc.collect()
