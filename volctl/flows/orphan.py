@@ -150,8 +150,12 @@ def noted(tx: Connection, target: Object) -> Noted | None:
 
 def never_was(volume: Volume) -> bool:
     """Did its create fail, as far as the rows know? An older database may know less than there is (`is_whole`)."""
-    known = volume.fault is None or volume.fault.code != UNKNOWN
-    return volume.status is Status.ERROR and volume.available_at is None and known
+    return is_unborn(volume) and (volume.fault is None or volume.fault.code != UNKNOWN)
+
+
+def is_unborn(volume: Volume) -> bool:
+    """In `error` since before it was ever available."""
+    return volume.status is Status.ERROR and volume.available_at is None
 
 
 def is_whole(backend: Backend, target: Object, size: int) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import field
 from typing import TYPE_CHECKING
 
 from volctl.engine.locks import EXCLUSIVE, LockSet
-from volctl.flows.orphan import is_whole
+from volctl.flows.orphan import is_unborn, is_whole
 from volctl.model import Json, Object, Snapshot, Status, Volume, now
 from volctl.records import mutable
 from volctl.service.doctor import chains
@@ -67,7 +67,7 @@ def _is_drift(row: Volume | Snapshot) -> bool:
 
 
 def _is_unborn(row: Volume | Snapshot) -> bool:
-    return isinstance(row, Volume) and row.status is Status.ERROR and row.available_at is None
+    return isinstance(row, Volume) and is_unborn(row)
 
 
 def _status(row: Volume | Snapshot) -> Status:
