@@ -46,6 +46,7 @@ PACKAGES = {
 }
 ENVIRONMENT = {"LC_ALL": "C", "PATH": os.defpath, "LVM_SUPPRESS_FD_WARNINGS": "1"}
 TERM_GRACE = 2.0  # seconds between SIGTERM and SIGKILL
+ROOM = 64 << 20  # bytes beyond what this process has, for its copy on the way to exec(2)
 IN_FLIGHT = 250  # descriptors that one message may carry (SCM_MAX_FD is 253)
 LEAVE = """
 import os, sys
@@ -309,10 +310,14 @@ def _await(child: _Child) -> None:
 
 
 def _limit(limits: Limits) -> None:
+    """In the child, which is still a copy of this process and must have room to get as far as exec(2)."""
     import resource
 
     if limits.memory is not None:
-        resource.setrlimit(resource.RLIMIT_DATA, (limits.memory, limits.memory))
+        with open("/proc/self/statm", "rb") as numbers:
+            pages = int(numbers.read().split()[5])  # data and stacks, in pages (proc(5))
+        memory = max(limits.memory, pages * resource.getpagesize() + ROOM)
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     if limits.cpu is not None:
         resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu, limits.cpu + 1))  # SIGXCPU; at the hard one SIGKILL
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

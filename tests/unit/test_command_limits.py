@@ -34,6 +34,28 @@ def test_a_program_that_lasts_too_long_is_ended() -> None:
     assert command.run("sleep", 0, timeout=30).status == 0
 
 
+LARGE = """
+import sys
+from volctl import command
+large = [bytearray(1 << 20) for _ in range(400)]
+words = ["-n", *["x" * 100_000] * 15]  # their copies need room
+print(len(command.run("echo", *words, limits=command.Limits(memory=64 << 20)).out))
+"""
+
+
+def test_a_process_larger_than_the_limit_of_its_programs_can_start_them() -> None:
+    """Until exec(2) the child is a copy of it: sh's could neither go on nor end, and came back as a second volctl."""
+    done = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "1500014\n"), done.stderr[-2000:]
+
+
+def test_a_program_has_no_more_memory_than_its_limit() -> None:
+    program = [sys.executable, "-c", "bytearray(600 << 20); print('had')"]
+    assert command.run(*program, limits=command.Limits(memory=1000 << 20)).out == "had\n"
+    with pytest.raises(BackendError, match="MemoryError"):
+        command.run(*program, limits=command.Limits(memory=100 << 20))
+
+
 def test_what_else_runs_has_a_name_of_any_bytes(tmp_path: Path) -> None:
     """Whether a child left others is asked of all processes."""
     odd = tmp_path / os.fsdecode(b"\xfe\xff")
