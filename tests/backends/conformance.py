@@ -24,9 +24,10 @@ from pathlib import Path
 import pytest
 
 from tests import qcow2_files
+from tests.forked import forked, was_killed
 from volctl import interrupt
 from volctl.backend import Backend, Target
-from volctl.errors import BackendError, ConflictError, TimedOut, VolctlError
+from volctl.errors import BackendError, ConflictError, TimedOut
 from volctl.model import Json, MiB, Object
 
 SIZE = 4 * MiB
@@ -459,18 +460,13 @@ def put(where: Target, data: bytes, size: int) -> None:
 
 def killed_at(step: int, pool: Backend, act: Act) -> bool:
     """Do it in a child that is killed before its `step`th call of a built-in; False if it came to its end."""
-    child = os.fork()
-    if not child:
-        try:
-            sys.setprofile(Countdown(step))
-            act(pool)
-            sys.setprofile(None)
-        except VolctlError:
-            os._exit(1)
-        os._exit(0)
-    status = os.waitpid(child, 0)[1]
-    assert status in (0, signal.SIGKILL)
-    return status == signal.SIGKILL
+
+    def counted() -> None:
+        sys.setprofile(Countdown(step))
+        act(pool)
+        sys.setprofile(None)
+
+    return was_killed(forked(counted))
 
 
 class Countdown:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 from backends.qcow2 import Qcow2
 from tests import qcow2_files
 from tests.backends.conformance import Act, Conformance, new, quiet
+from tests.forked import PATIENCE, forked, was_killed
 from volctl import command, held
 from volctl.backend import Backend, Setup
 from volctl.db.chains import StoredChains, noted
@@ -69,20 +71,19 @@ class OnRows:
         True when the programs of the killed one have ended, too: until then it would hold its lock.
         """
         lives, lock = os.pipe()
-        child = os.fork()
-        if not child:
+
+        def counted() -> None:
             held.locks.add(lock)
-            pool = self.afresh(pool)
+            fresh = self.afresh(pool)
             sys.setprofile(Countdown(step))
-            act(pool)
+            act(fresh)
             sys.setprofile(None)
-            os._exit(0)
+
+        status = forked(counted)
         os.close(lock)
-        status = os.waitpid(child, 0)[1]
-        os.read(lives, 1)
+        assert select.select([lives], [], [], PATIENCE)[0], "its programs live on"
         os.close(lives)
-        assert status in (0, signal.SIGKILL)
-        return status == signal.SIGKILL
+        return was_killed(status)
 
     def afresh(self, pool: Backend) -> Qcow2:
         """In a child that was forked: a connection of its own."""

@@ -14,10 +14,11 @@ import pytest
 
 from tests.backends.conformance import stranger
 from tests.backends.test_attach_qcow2 import end_daemon
+from tests.forked import forked, was_killed
 from volctl.backend import Attached
 from volctl.db import store
 from volctl.engine import journal
-from volctl.errors import AccessError, BackendError, ConflictError, InUseError, UsageError, VolctlError
+from volctl.errors import AccessError, BackendError, ConflictError, InUseError, UsageError
 from volctl.flows.attached import as_found
 from volctl.model import CreateRequest, MiB, Object, Status, Volume
 from volctl.qcow2.daemon import Daemon
@@ -327,23 +328,15 @@ def test_killed_at_any_instant_the_next_command_puts_it_right(world: World, befo
 
 def killed_at(point: int, world: World, before: Act, act: Act) -> bool:
     """Do it in a child that is killed at its `point`th instant; False if it came to its end."""
-    child = os.fork()
-    if not child:
-        code = 1
-        try:
-            with world.open() as session:
-                before(session)
-            store.probe = Countdown(point)
-            with world.open() as session:
-                act(session)
-            code = 0
-        except VolctlError as error:
-            print(error)
-        finally:
-            os._exit(code)
-    status = os.waitpid(child, 0)[1]
-    assert status in (0, signal.SIGKILL)
-    return status == signal.SIGKILL
+
+    def counted() -> None:
+        with world.open() as session:
+            before(session)
+        store.probe = Countdown(point)
+        with world.open() as session:
+            act(session)
+
+    return was_killed(forked(counted))
 
 
 class Countdown:

@@ -14,10 +14,10 @@ from typing import ClassVar
 import pytest
 
 from tests.backends.conformance import HEAD, SIZE, TAIL, Act, Conformance, new, quiet, stranger
+from tests.forked import forked, was_killed
 from tests.root.lvm_rig import active, lvs, make, run, volume_group, words
 from volctl import command
 from volctl.backend import Backend
-from volctl.errors import VolctlError
 from volctl.model import MiB, Object
 
 
@@ -77,28 +77,21 @@ class Suite(Conformance):
 
     def killed_at(self, step: int, pool: Backend, act: Act) -> bool:
         """Killed before its programs, and 0.15 s after each began; the programs go on."""
-        child = os.fork()
-        if not child:
-            left = step
+        left = step
 
-            def count(line: str) -> None:
-                nonlocal left
-                if left == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                if left == 1:
-                    threading.Thread(target=kill_soon, daemon=True).start()
-                left -= 2
+        def count(line: str) -> None:
+            nonlocal left
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if left == 1:
+                threading.Thread(target=kill_soon, daemon=True).start()
+            left -= 2
 
+        def counted() -> None:
             command.on_run = count
-            try:
-                act(pool)
-            except VolctlError as error:
-                print(error, flush=True)
-                os._exit(1)
-            os._exit(0)
-        status = os.waitpid(child, 0)[1]
-        assert status in (0, signal.SIGKILL)
-        return status == signal.SIGKILL
+            act(pool)
+
+        return was_killed(forked(counted))
 
     def test_a_strange_process_is_named(self, pool: Backend, volume: Object) -> None:
         with active(pool, volume) as path:

@@ -13,9 +13,10 @@ import pytest
 from tests.backends.attaching import HOLD, Attaching
 from tests.backends.conformance import SIZE, new, stranger
 from tests.engine.zygote import Points, listen_to_programs
+from tests.forked import forked, was_killed
 from tests.root.lvm_rig import active, lvs, make, run, volume_group, words
 from volctl.backend import Attached, Backend
-from volctl.errors import InUseError, VolctlError
+from volctl.errors import InUseError
 from volctl.model import MiB, Object
 
 GROUP = "attach-group"
@@ -24,18 +25,12 @@ STRIDE = 4
 
 def killed_at(number: int, act: Callable[[], object]) -> bool:
     """Killed before a program or while it runs, in a child; the program goes on. False if it came to its end."""
-    child = os.fork()
-    if not child:
+
+    def counted() -> None:
         listen_to_programs(Points(os.open(os.devnull, os.O_WRONLY), number, {}))
-        try:
-            act()
-        except VolctlError as error:
-            print(error, flush=True)
-            os._exit(1)
-        os._exit(0)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert status in (0, -9)
-    return status != 0
+        act()
+
+    return was_killed(forked(counted))
 
 
 class Suite(Attaching):
