@@ -252,6 +252,7 @@ def _start(
 
     interrupt.check()
     interrupt.end_children, interrupt.kill_children = _end_all, _kill_all
+    ours = os.getpid()
     stdin: Any = _carrier(fds) if keep_locks else os.open(os.devnull, os.O_RDONLY)
     passed = set() if keep_locks else fds
     child = _Child(None, threading.Event(), os.memfd_create("stdout"), os.memfd_create("stderr"))
@@ -284,6 +285,8 @@ def _start(
         child.close()
         raise AccessError(f"{argv[0]} cannot be started: {error}") from error
     finally:
+        if os.getpid() != ours:
+            os._exit(255)  # the child of sh, which ends there for no BaseException: it is no second volctl
         os.close(stdin)
     _groups[child.process.pid] = grace
     threading.Thread(target=_await, args=(child,), daemon=True).start()

@@ -49,6 +49,22 @@ def test_a_process_larger_than_the_limit_of_its_programs_can_start_them() -> Non
     assert (done.returncode, done.stdout) == (0, "1500014\n"), done.stderr[-2000:]
 
 
+UNEXPECTED = """
+from volctl import command
+def interrupted(limits): raise KeyboardInterrupt
+command._limit = interrupted
+try:
+    command.run("true", limits=command.Limits())
+finally:
+    print("one volctl")
+"""
+
+
+def test_a_child_that_cannot_start_its_program_is_no_second_volctl() -> None:
+    done = subprocess.run([sys.executable, "-c", UNEXPECTED], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "one volctl\n" and "true failed with status 255" in done.stderr
+
+
 def test_a_program_has_no_more_memory_than_its_limit() -> None:
     program = [sys.executable, "-c", "bytearray(600 << 20); print('had')"]
     assert command.run(*program, limits=command.Limits(memory=1000 << 20)).out == "had\n"
