@@ -268,8 +268,6 @@ def _start(
             _bg_exc=False,
             _return_cmd=True,
             _new_group=True,
-            _new_session=False,
-            _tty_in=False,
             _tty_out=False,
             _in=stdin,
             _err=child.err,
