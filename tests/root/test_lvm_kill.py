@@ -22,7 +22,7 @@ from tests.root.counted import counted
 from tests.root.lvm_crash import GROUPS, Rig, furnished
 from tests.root.lvm_rig import run
 
-STRIDE = int(os.environ.get("VOLCTL_KILL_STRIDE", "9"))
+STRIDE = int(os.environ.get("VOLCTL_KILL_STRIDE", "17"))
 Verdict = Callable[["Fate"], str | None]
 
 

@@ -20,7 +20,8 @@ def test_a_settle_that_is_killed_is_settled_by_the_next(rig: Rig, name: str, bac
     whole, found = one(rig, case, backend, None, None)
     assert found == []
     number = len(whole.points) - whole.points[::-1].index("before commit")
-    for second in range(1 + zlib.crc32(name.encode()) % STRIDE, 200, STRIDE):
+    stride = min(STRIDE, 9)  # a settle has no more points than that
+    for second in range(1 + zlib.crc32(name.encode()) % stride, 200, stride):
         rig.put_back(backend, attached=False)
         before = rig.row(case.object.replace("B", backend))
         died = rig.run(*case.words(rig, backend), programs=True, die_at=number, status=KILLED)

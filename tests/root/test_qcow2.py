@@ -31,7 +31,7 @@ from volctl.model import MiB, Object
 from volctl.qcow2 import fuse, nbd
 from volctl.qcow2.daemon import Daemon
 
-STRIDE = int(os.environ.get("VOLCTL_KILL_STRIDE", "9"))
+STRIDE = int(os.environ.get("VOLCTL_KILL_STRIDE", "17"))
 PIECE = MiB // 4
 
 
