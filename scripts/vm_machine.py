@@ -25,11 +25,16 @@ KERNEL = (
 )
 MACHINE = {
     "kvm": ["-accel", "kvm", "-cpu", "host"],
-    "tcg": ["-accel", "tcg,thread=multi", "-cpu", "max,-la57,-avx,-avx2"],
+    "tcg": ["-accel", "tcg,thread=multi", "-cpu", "max,-la57,-avx,-avx2,-erms,-smap,-smep,-umip,-pku"],
 }
 
-CLOCK = {"kvm": "tsc=reliable", "tcg": "clocksource=hpet"}
-"""An emulated TSC is measured at boot, on a crowded machine so badly that the guest's time ran five times too fast."""
+WORDS = {"kvm": "tsc=reliable", "tcg": "clocksource=hpet norandmaps clearcpuid=112"}
+"""The kernel's words for each.
+
+An emulated TSC is measured at boot, on a crowded machine so badly that the guest's time ran five times too fast.
+Translated code is found again only at the address at which it ran before: without random addresses, and without what
+copies a page byte by byte (`erms`, rep_good: 112) or flushes for nothing, a program starts in half of the time.
+"""
 
 
 @dataclass(frozen=True, slots=True)
