@@ -324,11 +324,11 @@ def test_a_directory_of_others(as_user: Volctl) -> None:
 
 @pytest.fixture
 def slow(streaming: Volctl, tmp_path: Path) -> Volctl:
-    """One save that takes until the end of time."""
+    """One save that takes longer than a test waits for it to be stopped."""
     (tmp_path / "config.toml").write_text(
         f'[[backend]]\nname = "local"\nkind = "fake"\ndirectory = "{streaming.state}/volumes"\n'
     )
-    (streaming.state / "volumes" / "fail").write_text(json.dumps({"reading": {"pause": 60, "times": 1}}))
+    (streaming.state / "volumes" / "fail").write_text(json.dumps({"reading": {"pause": 20, "times": 1}}))
     return streaming
 
 
