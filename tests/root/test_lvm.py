@@ -14,13 +14,14 @@ from typing import ClassVar
 import pytest
 
 from tests.backends.conformance import HEAD, SIZE, TAIL, Act, Conformance, new, quiet, stranger
+from tests.engine import crash
 from tests.forked import forked, was_killed
 from tests.root.lvm_rig import active, lvs, make, run, volume_group, words
 from volctl import command
 from volctl.backend import Backend
 from volctl.model import MiB, Object
 
-STRIDE = 3 if os.environ.get("VOLCTL_KILL_STRIDE") == "1" else 5  # odd: before a program, and while one runs
+STRIDE = 3 if crash.STRIDE == 1 else 5  # odd: before a program, and while one runs
 
 
 class Suite(Conformance):

@@ -6,7 +6,6 @@ another one on for each verb.
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,14 +14,13 @@ from typing import Any
 
 import pytest
 
-from tests.engine.crash import KILLED, Ended
+from tests.engine.crash import KILLED, STRIDE, Ended
 from tests.oracle import Content, Row
 from tests.root import lvm_oracle
 from tests.root.counted import counted
 from tests.root.lvm_crash import GROUPS, Rig, furnished
 from tests.root.lvm_rig import run
 
-STRIDE = int(os.environ.get("VOLCTL_KILL_STRIDE", "17"))
 Verdict = Callable[["Fate"], str | None]
 
 

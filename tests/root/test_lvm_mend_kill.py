@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.crash import KILLED, Ended
+from tests.engine.crash import KILLED, STRIDE, Ended
 from tests.root import lvm_oracle
 from tests.root.counted import counted
 from tests.root.lvm_crash import GROUPS, SIZE, Rig, alone
 from tests.root.lvm_rig import lvs, run, words
-from tests.root.test_lvm_kill import STRIDE, rig, taken
+from tests.root.test_lvm_kill import rig, taken
 
 __all__ = ["rig"]
 

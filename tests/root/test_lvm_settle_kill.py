@@ -6,9 +6,9 @@ import zlib
 
 import pytest
 
-from tests.engine.crash import KILLED
+from tests.engine.crash import KILLED, STRIDE
 from tests.root.lvm_crash import SETTLE, Rig
-from tests.root.test_lvm_kill import CASES, STRIDE, after, one, rig
+from tests.root.test_lvm_kill import CASES, after, one, rig
 
 __all__ = ["rig"]
 

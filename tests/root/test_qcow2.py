@@ -22,7 +22,7 @@ import pytest
 from tests.backends import test_attach_qcow2, test_qcow2
 from tests.backends.conformance import new
 from tests.backends.test_attach_qcow2 import daemon_of, kill_daemon, put
-from tests.engine.crash import KILLED, Ended, Rig, Zygote, empty, noise
+from tests.engine.crash import KILLED, STRIDE, Ended, Rig, Zygote, empty, noise
 from tests.root.lvm_crash import SETTLE, alone
 from tests.root.warm import until
 from volctl.backend import Backend
@@ -31,7 +31,6 @@ from volctl.model import MiB, Object
 from volctl.qcow2 import fuse, nbd
 from volctl.qcow2.daemon import Daemon
 
-STRIDE = int(os.environ.get("VOLCTL_KILL_STRIDE", "17"))
 PIECE = MiB // 4
 
 

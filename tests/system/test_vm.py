@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import EVERYTHING, REPO
+from tests.engine.crash import STRIDE
 
 VM = str(REPO / "scripts" / "vm")
-STRIDE = int(os.environ.get("VOLCTL_KILL_STRIDE", "17"))
 POPULATIONS = int(os.environ.get("VOLCTL_POPULATIONS", "2"))
 RANDOM_KILLS = int(os.environ.get("VOLCTL_RANDOM_KILLS", "3"))
 ROOT_SUITE_LIMIT = 3600 * max(1, 9 // STRIDE, POPULATIONS // 20, RANDOM_KILLS // 100)  # seconds of a boot
