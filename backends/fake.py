@@ -72,6 +72,7 @@ class Fake(Shelf):
             thin=not self._thick,
             constant_time_clone=options.get("clone", "copy") == "share",
             path_without_attach=True,
+            carried_when_whole=True,
             clone_locks_source=bool(options.get("clone_locks_source", False)),
             granule=int(options.get("granule", MiB)),
             attach_needs_root=False,

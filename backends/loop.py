@@ -46,6 +46,7 @@ class Loop(Shelf):
             thin=not self._preallocate,
             constant_time_clone=not self._preallocate and files.reflinks(self._directory.path),
             path_without_attach=True,
+            carried_when_whole=True,
             sector_sizes=SECTOR_SIZES,
             extra=self.setup.options.get("capabilities", {}),
         )

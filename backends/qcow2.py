@@ -35,7 +35,6 @@ from volctl.qcow2 import links, tool
 from volctl.qcow2.export import PROGRAM, Export, attached, devices, means
 from volctl.qcow2.header import Header, read
 from volctl.qcow2.layers import Layers, base_of, layer, owner, snapshot_of
-from volctl.qcow2.links import is_layer
 from volctl.qcow2.restore import restore
 from volctl.qcow2.settings import OPTIONS, layout
 from volctl.shelf import Shelf
@@ -60,6 +59,7 @@ class Qcow2(Shelf):
             clone_locks_source=True,
             clones_need_source=True,
             shared_layers=True,
+            carried_when_whole=True,
             sector_sizes=SECTOR_SIZES,
             extra=self.setup.options.get("capabilities", {}),
         )
@@ -195,7 +195,7 @@ class Qcow2(Shelf):
             below = links.below(place, headers)
         there = {target: info for target, info in found.objects.items() if target.name in headers}
         infos = {target: _sized(headers[target.name], info.allocated) for target, info in there.items()}
-        foreign = tuple(name for name in found.foreign if not is_layer(name))
+        foreign = tuple(name for name in found.foreign if not links.is_layer(name))
         return replace(found, objects=infos, foreign=foreign, links=below, damaged=links.damaged(headers))
 
     def links(self, *names: str) -> Mapping[str, str | None]:
@@ -210,7 +210,7 @@ class Qcow2(Shelf):
         return (target := files.object_named(name)) is not None and self.attached(target) is not None
 
     def clear(self, leftover: str) -> None:
-        if not is_layer(leftover):
+        if not links.is_layer(leftover):
             super().clear(leftover)
             return
         with self._opened(f"clear {leftover}") as layers:
@@ -230,8 +230,8 @@ class Qcow2(Shelf):
     def details(self) -> dict[str, Any]:
         """Hidden layers are those without a snapshot: several files lie over them, or they were in use."""
         with self._at("details") as place:
-            there = dict(place.entries())
-        hidden = [there[name].st_blocks * 512 for name in there if is_layer(name) and snapshot_of(name) not in there]
+            sizes = {name: stat.st_blocks * 512 for name, stat in place.entries()}
+        hidden = [sizes[name] for name in sizes if links.is_layer(name) and snapshot_of(name) not in sizes]
         return {"hidden_layers": len(hidden), "hidden_size": sum(hidden), "devices": means()}
 
     def learn(self, name: str) -> None:

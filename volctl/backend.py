@@ -59,6 +59,8 @@ class Capabilities:
     """A clone of an image lies over it: the image cannot be deleted before its clones (`InUseError`)."""
     shared_layers: bool = False
     """Volumes made from one another share files, so they are locked together."""
+    carried_when_whole: bool = False
+    """What an object is about (`described`) is carried from when it is whole on, and no sooner."""
     block_device: bool = False
     """`path` is a block device."""
     granule: int = MiB

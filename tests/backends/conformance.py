@@ -45,8 +45,7 @@ def quiet(done: int, total: int) -> None:
 
 class Conformance:
     holds_files = True  # the pool is a directory in which others may put files
-    carries = True  # its objects carry what they are about
-    carries_when_whole = True  # and not before; else from when they are made
+    carries = True  # its objects carry what they are about: from when they are made, or only when they are whole
     least_steps = 6  # at which an operation can be killed
     stride = 1  # kill at every so many steps; more where the same code runs twice, or steps are slow
 
@@ -322,7 +321,7 @@ class Conformance:
         )
         pool.create(blank, SIZE)
         with pool.writing(filled, SIZE) as where:
-            assert not self.carries_when_whole or self.carried(pool, filled) is None
+            assert not pool.capabilities.carried_when_whole or self.carried(pool, filled) is None
             put(where, WRITTEN, SIZE)
         pool.clone(filled, clone, SIZE, quiet)
         pool.snapshot(clone, point)

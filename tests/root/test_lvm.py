@@ -26,7 +26,6 @@ STRIDE = 3 if crash.STRIDE == 1 else 5  # odd: before a program, and while one r
 
 class Suite(Conformance):
     holds_files = False
-    carries_when_whole = False
     least_steps = 2
     options: ClassVar[dict[str, object]]
 

@@ -18,7 +18,6 @@ from volctl.flows.context import Context
 from volctl.flows.fault import UNKNOWN
 from volctl.model import Json, Object, Status, Volume
 from volctl.records import mutable, record
-from volctl.shelf import Shelf
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -159,8 +158,8 @@ def is_unborn(volume: Volume) -> bool:
 
 
 def is_whole(backend: Backend, target: Object, size: int) -> bool:
-    """Was it made to the end, by its own word? Only files carry what they are about no sooner than that."""
-    if not isinstance(backend, Shelf) or (found := backend.inspect(target)) is None or found.size != size:
+    """Was it made to the end, by its own word?"""
+    if not backend.capabilities.carried_when_whole or (found := backend.inspect(target)) is None or found.size != size:
         return False
     return any(each == target and each.about is not None for each in backend.described())
 
