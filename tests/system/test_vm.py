@@ -35,26 +35,22 @@ ONLY = {
 if STRIDE != 1:
     ONLY["conformance"] = "not Raid1"  # a mirror takes seconds to make there: they are in make test-lvm
 BOOTS = {
+    "rest": [],
+    "pools": ["test_lvm_pool.py", "test_lvm_limits.py", "test_lvm_disks.py", "test_lvm_holders.py"],
     "conformance": ["test_lvm.py"],
+    "mends": ["test_lvm_doctor.py", "test_lvm_adopt.py", "test_lvm_cache.py"],
+    "qcow2": ["test_qcow2.py"],
     "kills-thin": KILLS,
     "kills-thick": KILLS,
-    "mends": [
-        "test_lvm_doctor.py",
-        "test_lvm_adopt.py",
-        "test_lvm_cache.py",
-    ],
+    "files": ["test_log_writes.py", "test_file_system_quota.py"],
+    "rebuild": ["test_lvm_rebuild.py"],
+    "repair": REPAIR,
     "doctor-thin": REPAIR,
     "doctor-thick": REPAIR,
-    "repair": REPAIR,
-    "rebuild": ["test_lvm_rebuild.py"],
     "random-thin": RANDOM,
     "random-thick": RANDOM,
-    "files": ["test_log_writes.py", "test_file_system_quota.py"],
-    "pools": ["test_lvm_pool.py", "test_lvm_limits.py", "test_lvm_disks.py", "test_lvm_holders.py"],
-    "qcow2": ["test_qcow2.py"],
-    "rest": [],
 }
-"""tests/root in parts that take about as long, since a guest keeps one processor busy and there are two."""
+"""tests/root in parts, the longest first: a guest keeps one processor busy, there are two, and both end together."""
 
 
 def vm(*args: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
