@@ -4,7 +4,7 @@
 
 help:
 	@echo 'make demo    a 10 GiB volume from a real Debian image, step by step'
-	@echo 'make test    everything that is checked: lint, types, import rules, tests'
+	@echo 'make test    lint, types, import rules, every test that needs no guest, thin LVM in one (ten minutes)'
 	@echo 'make test-lvm  real LVM killed at every point and 500 times at random, 100 lost databases, mirrors (hours)'
 	@echo 'make torture kills, failing system calls, full disks, crowds, for half an hour'
 	@echo 'make bench   how fast it is, beside the bars'
@@ -14,9 +14,8 @@ help:
 demo:
 	@scripts/demo
 
-test: lint
-	@scripts/bootstrap test
-	.venv/bin/python -m pytest -n 2 --dist worksteal $(PYTEST)
+test:
+	@scripts/check host $(PYTEST)
 
 test-lvm: lint
 	VOLCTL_KILL_STRIDE=1 VOLCTL_POPULATIONS=100 VOLCTL_RANDOM_KILLS=250 .venv/bin/python -m pytest \

@@ -25,7 +25,10 @@ from typing import Any
 
 import pytest
 
+from tests.summary import again, pytest_report_header, pytest_runtest_logreport, pytest_terminal_summary
 from volctl import interrupt
+
+__all__ = ["pytest_report_header", "pytest_runtest_logreport", "pytest_terminal_summary"]
 
 REPO = Path(__file__).resolve().parent.parent
 EVERYTHING = os.environ.get("CI") == "true" or os.environ.get("VOLCTL_TEST_ALL") == "1"
@@ -198,7 +201,7 @@ def pytest_configure() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Guests come first: each keeps a processor busy for many minutes, and the rest fits beside them."""
-    items.sort(key=lambda item: item.get_closest_marker("guest") is None)
+    items.sort(key=lambda item: not ({"guest", "vm"} & set(item.keywords)))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -207,8 +210,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
+    if report.failed:
+        report.sections.append(("again with", again(item.nodeid)))
     if not hasattr(report, "wasxfail"):
         _fail_if_skipped(report)
     return report

@@ -6,10 +6,11 @@ so many, whatever a test takes by itself; 1 is everything (`make torture`, `make
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -44,3 +45,9 @@ def sampled(items: Sequence[T], name: str, usual: int) -> Sequence[T]:
     """Each `usual`th item, from one on that the seed decides; never none of some."""
     step = stride(usual)
     return items[phase(name, min(step, len(items))) :: step] if items else items
+
+
+def numbers(name: str, usual: int) -> Iterator[int]:
+    """The same of 1, 2, 3, ..., for who finds out how many there are by going on."""
+    step = stride(usual)
+    return itertools.count(1 + phase(name, step), step)

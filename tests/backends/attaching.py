@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from tests.backends.conformance import SIZE, Act, content_of, killed_at, new, stranger
+from tests.sampling import numbers
 from volctl.backend import Attached, Backend
 from volctl.errors import BackendError, InUseError
 from volctl.files import device as devices
@@ -30,6 +31,7 @@ HOLD = "import os, sys; fd = os.open(sys.argv[1], os.O_RDONLY)"
 
 class Attaching:
     least_steps = 6  # at which an operation can be killed
+    stride = 2  # of so many steps one is taken
 
     def backend(self, directory: Path, database: str) -> Backend:
         raise NotImplementedError
@@ -48,6 +50,10 @@ class Attaching:
 
     def killed_at(self, step: int, pool: Backend, act: Act) -> bool:
         return killed_at(step, pool, act)
+
+    def steps(self, what: str) -> Iterator[int]:
+        """At which to be killed: a sample without an end."""
+        return (number - 1 for number in numbers(f"{type(self).__name__} {what}", self.stride))
 
     @pytest.fixture
     def pool(self, tmp_path: Path) -> Backend:
@@ -149,20 +155,20 @@ class Attaching:
         pool.delete(other)
 
     def test_both_can_be_killed_at_any_step_and_called_again(self, pool: Backend, volume: Object) -> None:
-        steps = 0
-        while self.killed_at(steps, pool, lambda pool: pool.attach(volume, read_only=True)):
-            if steps % 2:  # completed
+        for turn, step in enumerate(self.steps("attach")):
+            if not self.killed_at(step, pool, lambda pool: pool.attach(volume, read_only=True)):
+                break
+            if turn % 2:  # completed
                 found = pool.attached(volume, pool.attach(volume, read_only=True))
                 assert found and found.read_only
             pool.detach(volume)  # or undone
             assert self.devices(pool, volume) == 0
-            steps += 1
-        assert steps >= self.least_steps
-        left = 0
-        while self.killed_at(left, pool, lambda pool: pool.detach(volume)):
+        assert step >= self.least_steps
+        for step in self.steps("detach"):
+            if not self.killed_at(step, pool, lambda pool: pool.detach(volume)):
+                break
             assert isinstance(pool.attached(volume), Attached | None)
             pool.detach(volume)
             assert self.devices(pool, volume) == 0
             pool.attach(volume, read_only=False)
-            left += 1
-        assert left >= self.least_steps
+        assert step >= self.least_steps

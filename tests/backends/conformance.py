@@ -25,6 +25,7 @@ import pytest
 
 from tests import qcow2_files
 from tests.forked import forked, was_killed
+from tests.sampling import numbers
 from volctl import interrupt
 from volctl.backend import Backend, Target
 from volctl.errors import BackendError, ConflictError, TimedOut
@@ -47,7 +48,7 @@ class Conformance:
     holds_files = True  # the pool is a directory in which others may put files
     carries = True  # its objects carry what they are about: from when they are made, or only when they are whole
     least_steps = 6  # at which an operation can be killed
-    stride = 1  # kill at every so many steps; more where the same code runs twice, or steps are slow
+    stride = 3  # of so many steps one is taken; more where the same code runs twice, or steps are slow
 
     def backend(self, directory: Path, database: str) -> Backend:
         raise NotImplementedError
@@ -298,15 +299,15 @@ class Conformance:
     def test_every_method_can_be_killed_at_any_step_and_called_again(
         self, pool: Backend, volume: Object, snapshot: Object
     ) -> None:
-        for before, act, then in self.repeatable(volume, snapshot):
-            steps = 0
+        for number, (before, act, then) in enumerate(self.repeatable(volume, snapshot)):
             before(pool)
-            while self.killed_at(steps, pool, act):
+            for step in self.steps(f"method {number}"):
+                if not self.killed_at(step, pool, act):
+                    break
                 act(pool)
                 then(pool)
                 before(pool)
-                steps += self.stride
-            assert steps >= self.least_steps
+            assert step >= self.least_steps
 
     @pytest.mark.parametrize("long", [0, 20])
     def test_an_object_carries_what_it_is_about(self, pool: Backend, volume: Object, long: int) -> None:
@@ -344,14 +345,19 @@ class Conformance:
         return found.about
 
     def test_delete_takes_what_a_killed_revert_left(self, pool: Backend, snapshot: Object) -> None:
-        victim, steps = new(), 0
+        victim = new()
         written(pool.writing, victim)
-        while self.killed_at(steps, pool, lambda pool: pool.revert(victim, snapshot, SIZE)):
+        for step in self.steps("revert"):
+            if not self.killed_at(step, pool, lambda pool: pool.revert(victim, snapshot, SIZE)):
+                break
             pool.delete(victim)
             assert len(pool.objects()) == 2 and self.leftovers(pool) == 0
             written(pool.writing, victim)
-            steps += self.stride
-        assert steps >= self.least_steps
+        assert step >= self.least_steps
+
+    def steps(self, what: str) -> Iterator[int]:
+        """At which to be killed: a sample without an end."""
+        return (number - 1 for number in numbers(f"{type(self).__name__} {what}", self.stride))
 
     def killed_at(self, step: int, pool: Backend, act: Act) -> bool:
         return killed_at(step, pool, act)

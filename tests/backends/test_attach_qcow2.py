@@ -32,6 +32,7 @@ pytestmark = pytest.mark.root
 
 class TestQcow2(OnRows, Attaching):
     least_steps = 4
+    stride = 5
 
     @pytest.fixture(autouse=True)
     def nothing_is_left(self, rows: None, pool: Backend, volume: Object) -> Iterator[None]:
@@ -78,42 +79,42 @@ class TestQcow2(OnRows, Attaching):
         assert not any(seen[clone][4:]) and seen[volume][MiB : MiB + 5] == b"later" and not any(seen[snapshot][4:])
 
     def test_a_snapshot_of_an_attached_volume_is_undone_from_any_step(self, pool: Backend, volume: Object) -> None:
-        device, steps, written = pool.attach(volume, read_only=False), 0, dict[int, bytes]()
-        killed = True
-        while killed:
+        device, written = pool.attach(volume, read_only=False), dict[int, bytes]()
+        for turn, step in enumerate(self.steps("snapshot")):
             snapshot = new("snap")
-            killed = self.killed_at(steps, pool, lambda pool, to=snapshot: pool.snapshot(volume, to))  # type: ignore[misc]
-            written[steps * 512] = b"%08d" % steps
-            put(device, steps * 512, written[steps * 512])
+            killed = self.killed_at(step, pool, lambda pool, to=snapshot: pool.snapshot(volume, to))  # type: ignore[misc]
+            written[step * 512] = b"%08d" % step
+            put(device, step * 512, written[step * 512])
             if not killed:
-                assert (b"%08d" % steps) not in qcow2_files.read(pool.path(snapshot))
+                assert (b"%08d" % step) not in qcow2_files.read(pool.path(snapshot))
             pool.delete_snapshot(volume, snapshot)
-            if steps % 3 == 2:
+            if not killed:
+                break
+            if turn % 3 == 2:
                 pool.detach(volume)
                 self.has(pool, volume, written)
                 device = pool.attach(volume, read_only=False)
-            steps += 1
         pool.detach(volume)
         self.has(pool, volume, written)
-        assert steps > 12 and layers_in(pool.path(volume).parent) == []
+        assert step > 12 and layers_in(pool.path(volume).parent) == []
 
     def test_growth_can_be_killed_at_any_step_and_called_again(self, pool: Backend, volume: Object) -> None:
-        device, size, steps = pool.attach(volume, read_only=False), SIZE, 0
+        device, size = pool.attach(volume, read_only=False), SIZE
 
         def extend(pool: Backend) -> None:
             pool.extend(volume, size)
             pool.resize_device(volume)
 
-        killed = True
-        while killed:
+        for step in self.steps("growth"):  # each waits for a second: so long the kernel remembers a size
             size += MiB
-            killed = self.killed_at(steps, pool, extend)
+            killed = self.killed_at(step, pool, extend)
             extend(pool)
-            put(device, size - 8, b"%08d" % steps)
+            put(device, size - 8, b"%08d" % step)
             with open(device, "rb") as file:
                 assert file.seek(0, os.SEEK_END) == size
-            steps += 1
-        assert steps >= 4
+            if not killed:
+                break
+        assert step >= 4
         pool.detach(volume)
         with pool.reading(volume) as where:
             assert where.size == size
@@ -121,18 +122,18 @@ class TestQcow2(OnRows, Attaching):
     def test_a_device_that_was_left_by_a_killed_snapshot_grows_in_the_right_file(
         self, pool: Backend, volume: Object
     ) -> None:
-        device, steps, killed = pool.attach(volume, read_only=False), 0, True
-        size = SIZE
-        while killed:
+        device, size = pool.attach(volume, read_only=False), SIZE
+        for step in self.steps("left"):
             snapshot, size = new("snap"), size + MiB
-            killed = self.killed_at(steps, pool, lambda pool, to=snapshot: pool.snapshot(volume, to))  # type: ignore[misc]
+            killed = self.killed_at(step, pool, lambda pool, to=snapshot: pool.snapshot(volume, to))  # type: ignore[misc]
             pool.delete_snapshot(volume, snapshot)
             pool.extend(volume, size)
             pool.resize_device(volume)
             info = pool.inspect(volume)
             assert info and info.size == size
-            put(device, size - 8, b"%08d" % steps)
-            steps += 2
+            put(device, size - 8, b"%08d" % step)
+            if not killed:
+                break
         pool.detach(volume)
 
     def has(self, pool: Backend, volume: Object, written: dict[int, bytes]) -> None:

@@ -25,7 +25,6 @@ from tests.web import serving
 
 MiB = 1024**2
 KILLED = -9
-STRIDE = int(os.environ.get("VOLCTL_KILL_STRIDE", "23"))  # in a guest, of so many points one is taken
 Json = dict[str, Any]
 
 

@@ -83,12 +83,12 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_killed_at_any_point_the_next_command_finds_no_leak(caching_world: Rig, name: str) -> None:
-    kill_everywhere(caching_world, CASES[name])
+    kill_everywhere(caching_world, CASES[name], f"cache {name}")
 
 
 @pytest.mark.parametrize(("name", "least"), [("fill", 20), ("evict", 20)])
 def test_a_settle_that_is_killed_is_settled_by_the_next(caching_world: Rig, name: str, least: int) -> None:
-    settle_killed_everywhere(caching_world, CASES[name], least)
+    settle_killed_everywhere(caching_world, CASES[name], f"cache {name}", least)
 
 
 @pytest.mark.root
@@ -96,4 +96,4 @@ def test_a_settle_that_is_killed_is_settled_by_the_next(caching_world: Rig, name
 @pytest.mark.parametrize("name", ["fill", "clone"])
 def test_the_same_where_files_share_blocks(zygote: Zygote, reflink_mount: Path, name: str) -> None:
     with furnished(zygote, "loop", place=reflink_mount) as world:
-        kill_everywhere(world, CASES[name])
+        kill_everywhere(world, CASES[name], f"cache {name} on xfs")

@@ -18,6 +18,7 @@ import pytest
 from tests import oracle
 from tests.engine.crash import KILLED, Ended, Rig, Zygote, scratch
 from tests.oracle import Content
+from tests.sampling import numbers, sampled, stride
 
 Verdict = Callable[[Rig, Ended, Ended], str | None]
 """(the world after one more command, the command that died, the same one that did not) → what is wrong."""
@@ -271,6 +272,8 @@ CASES = {
 }
 
 
+USUAL, SETTLED = 6, 3  # of so many points one is taken
+
 SETTLES = {"blank": 18, "rescheduled": 40, "interrupted": 22, "delete": 14, "extend": 14, "revert": 14}
 """The cases whose settle is killed, too, and how many kills there are at least."""
 
@@ -303,12 +306,12 @@ def after(rig: Rig, case: Case, died: Ended, whole: Ended) -> list[str]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_killed_at_any_point_the_next_command_finds_no_leak(world: Rig, name: str) -> None:
-    kill_everywhere(world, CASES[name])
+    kill_everywhere(world, CASES[name], name)
 
 
 @pytest.mark.parametrize("name", ["from-volume", "from-image", "delete", "extend", "snapshot", "revert"])
 def test_the_same_on_loop_files(loop_world: Rig, name: str) -> None:
-    kill_everywhere(loop_world, CASES[name])
+    kill_everywhere(loop_world, CASES[name], f"{name} on loop")
 
 
 ON_QCOW2 = [
@@ -319,19 +322,22 @@ ON_QCOW2 = [
 
 @pytest.mark.parametrize("name", ON_QCOW2)
 def test_the_same_on_qcow2_files(qcow2_world: Rig, name: str) -> None:
-    kill_everywhere(qcow2_world, CASES[name])
+    kill_everywhere(qcow2_world, CASES[name], f"{name} on qcow2")
 
 
-def kill_everywhere(world: Rig, case: Case) -> None:
-    _, wrong = killed_everywhere(world, case)
+def kill_everywhere(world: Rig, case: Case, name: str) -> None:
+    """At a sample of its points: `make torture` takes all."""
+    _, wrong = killed_everywhere(world, case, name, USUAL)
     assert not wrong, "\n".join(f"{where}: {found}" for where, found in wrong.items())
 
 
-def killed_everywhere(world: Rig, case: Case, first: bool = False) -> tuple[int, dict[str, list[str]]]:
-    """How many points there are, and what was wrong after which; `first` stops there."""
+def killed_everywhere(
+    world: Rig, case: Case, name: str, usual: int, first: bool = False
+) -> tuple[int, dict[str, list[str]]]:
+    """How many points there are, and what was wrong after which of the sample; `first` stops there."""
     whole = uncut(world, case)
     wrong: dict[str, list[str]] = {}
-    for number in range(1, len(whole.points) + 1):
+    for number in sampled(range(1, len(whole.points) + 1), name, usual):
         with prepared(world, case) as rig:
             died = rig.run(*case.words(rig), files=True, die_at=number, status=KILLED, **case.order)
             if found := after(rig, case, died, whole):
@@ -344,14 +350,16 @@ def killed_everywhere(world: Rig, case: Case, first: bool = False) -> tuple[int,
 @pytest.mark.parametrize(("name", "least"), SETTLES.items())
 def test_a_settle_that_is_killed_is_settled_by_the_next(world: Rig, name: str, least: int) -> None:
     """Killed after each commit and outside action, and then before and after each of the settle."""
-    settle_killed_everywhere(world, CASES[name], least)
+    settle_killed_everywhere(world, CASES[name], name, least)
 
 
-def settle_killed_everywhere(world: Rig, case: Case, least: int) -> None:
+def settle_killed_everywhere(world: Rig, case: Case, name: str, least: int) -> None:
+    """At a sample of both points; `least` is how many pairs there are in all."""
     whole = uncut(world, case)
     wrong, cases = {}, 0
-    for number in [number for number, point in enumerate(whole.points, 1) if point.startswith("after")]:
-        for second in range(1, 100):
+    deaths = [number for number, point in enumerate(whole.points, 1) if point.startswith("after")]
+    for number in sampled(deaths, f"{name} first", SETTLED):
+        for second in numbers(f"{name} {number} second", SETTLED):
             with prepared(world, case) as rig:
                 died = rig.run(*case.words(rig), files=True, die_at=number, status=KILLED, **case.order)
                 settling = rig.run("list", "--json", die_at=second)
@@ -361,16 +369,15 @@ def settle_killed_everywhere(world: Rig, case: Case, least: int) -> None:
                 if found := after(rig, case, died, whole):
                     wrong[f"{died.points[-1]}, then {settling.points[-1]}"] = found
     assert not wrong, "\n".join(f"{where}: {found}" for where, found in wrong.items())
-    assert cases >= least
+    assert cases >= least // (2 * stride(SETTLED) ** 2)
 
 
 def test_a_first_run_that_is_killed_is_begun_again_by_the_next(zygote: Zygote) -> None:
     """No state directory, no configuration: the database, the built-in loop backend, the volume."""
     with scratch() as root:
         (root / "empty.toml").touch()
-        wrong, number = {}, 0
-        while True:
-            number += 1
+        wrong = {}
+        for number in numbers("first run", USUAL):
             first = Rig(zygote, root / str(number), {}, names=("local",))
             died = first.bare(root / "empty.toml", "create", "v", "--size", "3M", files=True, die_at=number)
             if died.status != KILLED:

@@ -1,8 +1,8 @@
 """Tests of the real device-mapper and LVM: collected only in the guest of `scripts/vm`, all in one boot.
 
-    scripts/vm --disk 1G --disk 1G --disk 1G:4096 -- python3 -m pytest tests/root
+    scripts/vm --disk 1G --disk 1G --disk 1G:4096 -- python3 -m pytest tests/root/test_lvm.py
 
-`make test` does that in tests/system/test_vm.py.
+tests/system/test_vm.py does that, a few files a boot: those that kill share one world, which keeps its disks.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine.crash import Zygote
+from tests.root.lvm_crash import Rig, furnished
 from tests.root.warm import Warm, zygote
 
 collect_ignore_glob = [] if os.environ.get("VOLCTL_IN_VM") == "1" else ["test_*.py"]
@@ -41,6 +42,13 @@ def blank_disks(disks: list[Path]) -> list[Path]:
         subprocess.run(["blkdiscard", "-f", disk], check=True)
     subprocess.run(["udevadm", "settle"], check=True)
     return disks
+
+
+@pytest.fixture(scope="session")
+def rig(disks: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """The world to crash in, of all files that do: to make it takes half a minute here."""
+    with furnished(tmp_path_factory.mktemp("kill"), disks) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,13 @@
 
 Device-mapper logs every write below it, and these are done again to a file, up to a flush: mounted, after one command
 all holds, and what commands had said to be done is. `VOLCTL_REPLAYS` says how many flushes of each file system are
-looked at (10), evenly chosen; 0 is all.
+looked at (10), evenly spread from one on that the seed decides; 0 is all.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from tests.root.counted import counted
 from tests.root.log_writes import Entry, entries, logged, mark, replay
 from tests.root.lvm_crash import SETTLE
 from tests.root.lvm_rig import run
+from tests.sampling import sampled
 
 REPLAYS = int(os.environ.get("VOLCTL_REPLAYS", "10"))
 MAKE = {"ext4": (96 * MiB, ["mkfs.ext4", "-q", "-E", "nodiscard"]), "xfs": (320 * MiB, ["mkfs.xfs", "-q", "-K"])}
@@ -52,7 +53,7 @@ def test_at_each_flush_one_command_puts_all_right(
     with image.open("wb") as file:
         file.truncate(size)
     every = flushes(entries(fd))
-    chosen = [every[number * len(every) // REPLAYS] for number in range(REPLAYS)] if REPLAYS else every
+    chosen = sampled(every, kind, len(every) // REPLAYS)[:REPLAYS] if REPLAYS else every
     wrong = {number: found for number, said in replayed(fd, image, chosen) if (found := left(rig, image, said))}
     os.close(fd)
     counted(f"flushes of {kind} replayed", len(chosen), len(every))
@@ -103,7 +104,7 @@ def flushes(log: Iterator[Entry]) -> list[Flush]:
     return found
 
 
-def replayed(log: int, image: Path, chosen: list[Flush]) -> Iterator[Flush]:
+def replayed(log: int, image: Path, chosen: Sequence[Flush]) -> Iterator[Flush]:
     """Each of them when `image` is as the disk was then."""
     told = dict(chosen)
     with image.open("r+b") as file:

@@ -15,6 +15,7 @@ from tests.backends.conformance import SIZE, new, stranger
 from tests.engine.zygote import Points, listen_to_programs
 from tests.forked import forked, was_killed
 from tests.root.lvm_rig import active, lvs, make, run, volume_group, words
+from tests.sampling import numbers
 from volctl.backend import Attached, Backend
 from volctl.errors import InUseError
 from volctl.model import MiB, Object
@@ -68,23 +69,23 @@ class Suite(Attaching):
         return mapped.count(f"{GROUP}-{volume.name}")
 
     def test_both_can_be_killed_at_any_step_and_called_again(self, pool: Backend, volume: Object) -> None:
-        number = 1
-        while killed_at(number, lambda: pool.attach(volume, read_only=True)):
-            if number % 8 == 1:  # completed
+        for turn, number in enumerate(numbers("attach", STRIDE)):
+            if not killed_at(number, lambda: pool.attach(volume, read_only=True)):
+                break
+            if turn % 2:  # completed
                 found = pool.attached(volume, pool.attach(volume, read_only=True))
                 assert found and found.read_only
             pool.detach(volume)  # or undone
             assert self.devices(pool, volume) == 0
-            number += STRIDE
         assert number > 5
         pool.attach(volume, read_only=True)
-        number = 2
-        while killed_at(number, lambda: pool.detach(volume)):
+        for number in numbers("detach", STRIDE):
+            if not killed_at(number, lambda: pool.detach(volume)):
+                break
             assert isinstance(pool.attached(volume), Attached | None)
             pool.detach(volume)
             assert self.devices(pool, volume) == 0
             pool.attach(volume, read_only=True)
-            number += STRIDE
         assert number > 4
 
     def test_an_attached_volume_is_worked_on_and_stays_attached(self, pool: Backend, volume: Object) -> None:

@@ -1,25 +1,24 @@
 """kill -9 on real LVM: at every commit, outside action and program of every verb; then one command; then all holds.
 
-Of a verb's points every `VOLCTL_KILL_STRIDE`th is taken (1: all; hours where the processor is emulated), from
-another one on for each verb.
+Of a verb's points a sample is taken (see `tests.sampling`): all take hours where the processor is emulated.
 """
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.engine.crash import KILLED, STRIDE, Ended
+from tests.engine.crash import KILLED, Ended
 from tests.oracle import Content, Row
 from tests.root import lvm_oracle
 from tests.root.counted import counted
-from tests.root.lvm_crash import GROUPS, Rig, furnished
+from tests.root.lvm_crash import GROUPS, Rig
 from tests.root.lvm_rig import run
+from tests.sampling import sampled
 
 Verdict = Callable[["Fate"], str | None]
 
@@ -125,12 +124,6 @@ THICK = ("blank", "snapshot", "delete", "extend", "extend-attached", "revert", "
 BOTH = [*((name, "thin") for name in CASES), *((name, "thick") for name in THICK)]
 
 
-@pytest.fixture(scope="module")
-def rig(disks: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    with furnished(tmp_path_factory.mktemp("kill"), disks) as made:
-        yield made
-
-
 def test_the_oracle_sees_what_is_wrong(rig: Rig) -> None:
     """Each thing that a crash might leave, made by hand."""
     group, row = GROUPS["thin"], rig.there("src-thin")
@@ -175,8 +168,9 @@ def test_killed_at_any_point_the_next_command_finds_no_leak(rig: Rig, name: str,
     assert not wrong, "\n".join(f"{where}: {found}" for where, found in wrong.items())
 
 
-def taken(whole: Ended, name: str) -> range:
-    return range(1 + zlib.crc32(name.encode()) % STRIDE % len(whole.points), len(whole.points) + 1, STRIDE)
+def taken(whole: Ended, name: str, usual: int = 23) -> Sequence[int]:
+    """The numbers of the points at which to kill it."""
+    return sampled(range(1, len(whole.points) + 1), name, usual)
 
 
 def one(rig: Rig, case: Case, backend: str, number: int | None, whole: Ended | None) -> tuple[Ended, list[str]]:

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.engine.crash import KILLED, STRIDE, Ended
+from tests.engine.crash import KILLED, Ended
 from tests.root import lvm_oracle
 from tests.root.counted import counted
 from tests.root.lvm_crash import GROUPS, SIZE, Rig, alone
 from tests.root.lvm_rig import lvs, run, words
-from tests.root.test_lvm_kill import rig, taken
-
-__all__ = ["rig"]
+from tests.root.test_lvm_kill import taken
 
 
-def few(whole: Ended, name: str) -> range:
+def few(whole: Ended, name: str) -> Sequence[int]:
     """A case here takes twice as long as one of `test_lvm_kill`, so there are fewer, unless all are wanted."""
-    return taken(whole, name)[:: 6 if STRIDE > 1 else 1]
+    return taken(whole, name, 60)
 
 
 @pytest.mark.parametrize("backend", GROUPS)

