@@ -1,11 +1,12 @@
 # Every target sets up what it needs; the second time that costs nothing.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lvm torture bench lint clean
+.PHONY: help demo test test-vm test-lvm torture bench lint clean
 
 help:
 	@echo 'make demo    a 10 GiB volume from a real Debian image, step by step'
 	@echo 'make test    lint, types, import rules, every test that needs no guest, thin LVM in one (ten minutes)'
-	@echo 'make test-lvm  real LVM killed at every point and 500 times at random, 100 lost databases, mirrors (hours)'
+	@echo 'make test-vm the rest of real LVM, in emulated machines: full pools, kills, power cuts (25 minutes)'
+	@echo 'make test-lvm  the same at every point: 500 random kills, 100 lost databases, 300 power cuts, mirrors (hours)'
 	@echo 'make torture kills, failing system calls, full disks, crowds, for half an hour'
 	@echo 'make bench   how fast it is, beside the bars'
 	@echo 'make lint    format, lint, types, import and house rules only'
@@ -17,9 +18,13 @@ demo:
 test:
 	@scripts/check host $(PYTEST)
 
-test-lvm: lint
-	VOLCTL_KILL_STRIDE=1 VOLCTL_POPULATIONS=100 VOLCTL_RANDOM_KILLS=250 .venv/bin/python -m pytest \
-		tests/system/test_vm.py -k "conformance or kills or mends or doctor or repair or rebuild or random" $(PYTEST)
+test-vm:
+	@scripts/check vm $(PYTEST)
+
+test-lvm:
+	@scripts/bootstrap test
+	VOLCTL_EVERY=1 VOLCTL_POPULATIONS=100 VOLCTL_RANDOM_KILLS=250 VOLCTL_POWER_CUTS=300 \
+		.venv/bin/python -m pytest -n 2 --dist worksteal -m vm $(PYTEST)
 
 torture:
 	@scripts/torture $(TORTURE)

@@ -68,9 +68,10 @@ def suite(*words: str, cases: str = "", **always: str) -> Run:
     return run
 
 
-def boots(which: str, cases: str = "", **always: str) -> Run:
-    """Those of the guest's suite, by pytest's -k; two at a time."""
-    return suite("tests/system/test_vm.py", "-n2", "-k", f"root_suite and {which}", cases=cases, **always)
+def boots(which: str, only: str = "", cases: str = "", **always: str) -> Run:
+    """Those of the guest's suite, by pytest's -k, two at a time; of their tests `only` some, by -k as well."""
+    words = ("tests/system/test_vm.py", "-n2", "-k", f"root_suite and {which}")
+    return suite(*words, cases=cases, VOLCTL_GUEST=only, **always)
 
 
 def failures(case: ElementTree.Element) -> list[str]:
@@ -163,21 +164,21 @@ PARTS = (
     Part(
         "lvm-kills",
         "kill -9 at commits, outside actions and programs on real LVM, in a virtual machine",
-        boots("kills", VOLCTL_KILL_STRIDE="1"),
+        boots("kills", "any_point or settled_by", VOLCTL_EVERY="1"),
         ("lvm",),
         on_request=True,
     ),
     Part(
         "lvm-doctor",
         "kill -9 of doctor --fix at the same, in a virtual machine",
-        boots("doctor", VOLCTL_KILL_STRIDE="1"),
+        boots("kills", "killed_doctor", VOLCTL_EVERY="1"),
         ("lvm",),
         on_request=True,
     ),
     Part(
         "lvm-random",
         "killed or interrupted at a random time, and again while settling",
-        boots("random", cases="VOLCTL_RANDOM_KILLS"),
+        boots("kills", "any_time", cases="VOLCTL_RANDOM_KILLS"),
         ("lvm",),
         cases=250,
         on_request=True,
@@ -193,7 +194,7 @@ PARTS = (
     Part(
         "vm",
         "real LVM in a virtual machine: full pools, broken disks, holders, crowds (tests)",
-        boots("not (kills or doctor or repair or files or rebuild or random)"),
+        boots("not (kills or files or rebuild)"),
         ("lvm",),
         on_request=True,
     ),
