@@ -1,11 +1,12 @@
 # Every target sets up what it needs; the second time that costs nothing.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-vm test-lvm torture bench lint clean
+.PHONY: help demo test test-vm test-next test-lvm torture bench lint clean
 
 help:
 	@echo 'make demo    a 10 GiB volume from a real Debian image, step by step'
 	@echo 'make test    lint, types, import rules, every test that needs no guest, thin LVM in one (ten minutes)'
 	@echo 'make test-vm the rest of real LVM, in emulated machines: full pools, kills, power cuts (25 minutes)'
+	@echo 'make test-next  make test on Debian 13 and Python 3.13, in a bare chroot (root)'
 	@echo 'make test-lvm  the same at every point: 500 random kills, 100 lost databases, 300 power cuts, mirrors (hours)'
 	@echo 'make torture kills, failing system calls, full disks, crowds, for half an hour'
 	@echo 'make bench   how fast it is, beside the bars'
@@ -20,6 +21,9 @@ test:
 
 test-vm:
 	@scripts/check vm $(PYTEST)
+
+test-next:
+	@scripts/test-next $(PYTEST)
 
 test-lvm:
 	@scripts/bootstrap test

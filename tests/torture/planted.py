@@ -16,14 +16,14 @@ from tests.torture.core import Budget, Tally
 from tests.torture.plants import PLANTS, Plant
 
 COPIED = ("volctl", "backends", "tests", "scripts", "docs", "pyproject.toml", "README.md", "requirements-dev.lock")
-FIRST = re.compile(r"^(?:FAILED|ERROR) (tests/\S+)", re.MULTILINE)
+FIRST = re.compile(r"^(?:FAILED|ERROR) (tests/.+?)(?: - .*)?$", re.MULTILINE)
 
 
 PAGE = REPO / "docs" / "planted.md"
 HEAD = """\
 # Mistakes planted on purpose
 
-Each is put into a copy of volctl, and the tests of `make test` (real LVM: of `make test-vm`) must catch it. This page is
+Each is put into a copy of volctl, and the tests of `make test` must catch it, real LVM included. This page is
 written by `VOLCTL_WRITE_DOCS=1 scripts/torture --only planted`; each landing tries two or three of them.
 
 | room | mistake | caught by | after |
