@@ -152,6 +152,12 @@ PARTS = (
         cases=100,
         on_request=True,
     ),
+    Part(
+        "steps",
+        "kill -9 at every step of every backend's operations, and snapshots deleted in every order (tests)",
+        suite("tests/backends", "tests/engine", "tests/flows/test_attach.py", VOLCTL_EVERY="1"),
+        ("any",),
+    ),
     Part("planted", "mistakes planted on purpose", planted.run, ("any",), on_request=True),
     Part(
         "powercuts",
