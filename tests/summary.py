@@ -27,9 +27,12 @@ def part_of(report: pytest.TestReport) -> str:
 
 
 def again(nodeid: str) -> str:
-    """The command that runs one test once more on the same sample."""
-    every = f"VOLCTL_EVERY={EVERY} " if EVERY else ""
-    return f"VOLCTL_SEED={SEED} {every}.venv/bin/python -m pytest {shlex.quote(nodeid)}"
+    """The command that runs one test once more on the same sample; in a guest, the host's that boots it for that."""
+    values = {"VOLCTL_SEED": str(SEED)} | ({"VOLCTL_EVERY": str(EVERY)} if EVERY else {})
+    if boot := os.environ.get("VOLCTL_BOOT"):
+        values["VOLCTL_GUEST"], nodeid = nodeid.rpartition("::")[2].partition("[")[0], boot
+    words = [f"{name}={value}" for name, value in values.items()]
+    return " ".join([*words, ".venv/bin/python -m pytest", shlex.quote(nodeid)])
 
 
 def pytest_report_header() -> str:

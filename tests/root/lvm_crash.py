@@ -89,17 +89,22 @@ class Rig:
                 self.run(*verb, name, "-y", status=0)
         if not self.row(f"bystander-{backend}"):
             self.run("create", f"bystander-{backend}", "--size", "4M", "--backend", backend, status=0)
-        if (self.there(f"src-{backend}")["status"] == "in-use") != attached:
-            self.run("attach" if attached else "detach", f"src-{backend}", status=0)
-        if not self.row(f"extra-{backend}"):
+        if not self.row(f"extra-{backend}"):  # of an attached volume there is none on thick
+            self.attach(backend, False)
             self.run("snapshot", "create", f"src-{backend}", f"extra-{backend}", status=0)
             self.contents[f"extra-{backend}"] = self.contents[f"src-{backend}"]
+        self.attach(backend, attached)
         if cache:
             self.run("image", "cache", "prune", "--all", status=0)
         if cache == "full":
             image = str(self.root / "disk.qcow2")
             self.run("create", "v", "--from-image", image, "--backend", backend, status=0)
             self.run("delete", "v", "-y", status=0)
+
+    def attach(self, backend: str, wanted: bool) -> None:
+        """Or detach, unless it is so."""
+        if (self.there(f"src-{backend}")["status"] == "in-use") != wanted:
+            self.run("attach" if wanted else "detach", f"src-{backend}", status=0)
 
 
 def alone(state: Path) -> None:

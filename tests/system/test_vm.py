@@ -72,24 +72,27 @@ def suite(boot: str) -> list[str]:
 
 @pytest.mark.guest
 def test_thin_lvm_and_the_main_job(
-    debian_image: Path, tmp_path: Path, record_property: Callable[[str, str], None]
+    debian_image: Path, tmp_path: Path, request: pytest.FixtureRequest, record_property: Callable[[str, str], None]
 ) -> None:
     """What every landing and every newcomer waits for; the other boots are in `make test-vm`."""
-    run_suite("thin", tmp_path / "out", record_property, "--in", debian_image)
+    run_suite("thin", request.node.nodeid, tmp_path / "out", record_property, "--in", debian_image)
 
 
 @pytest.mark.vm
 @pytest.mark.parametrize("boot", BOOTS)
-def test_root_suite(boot: str, tmp_path: Path, record_property: Callable[[str, str], None]) -> None:
+def test_root_suite(
+    boot: str, tmp_path: Path, request: pytest.FixtureRequest, record_property: Callable[[str, str], None]
+) -> None:
     """tests/root on real LVM, many tests a boot."""
-    run_suite(boot, tmp_path / "out", record_property)
+    run_suite(boot, request.node.nodeid, tmp_path / "out", record_property)
 
 
-def run_suite(boot: str, out: Path, tell: Callable[[str, str], None], *more: str | Path) -> None:
+def run_suite(boot: str, name: str, out: Path, tell: Callable[[str, str], None], *more: str | Path) -> None:
     disks = [word for size in ("1G", "1G", "1G", "512M:4096") for word in ("--disk", size)]
     passed = {"VOLCTL_TEST_ALL": int(EVERYTHING), "VOLCTL_SEED": SEED, "VOLCTL_EVERY": EVERY}
     passed |= {"VOLCTL_POPULATIONS": POPULATIONS, "VOLCTL_REPLAYS": REPLAYS, "VOLCTL_RANDOM_KILLS": RANDOM_KILLS}
-    settings = [word for name, value in passed.items() for word in ("--env", f"{name}={value}")]
+    settings = [word for each, value in passed.items() for word in ("--env", f"{each}={value}")]
+    settings += ["--env", f"VOLCTL_BOOT={name}"]
     pytest_ = ["python3", "-m", "pytest", "-p", "no:cacheprovider", "--color=no", "--durations=20", *suite(boot)]
     cpus = "2" if boot == "rest" else "1"  # where crowds meet
     done = vm(*disks, *settings, *more, "--cpus", cpus, "--timeout", str(LIMIT), "--out", out, "--", *pytest_)
