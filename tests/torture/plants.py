@@ -155,10 +155,10 @@ PLANTS = (
     ),
     Plant(
         "doctor",
-        "the work of a command that lives is put right",
-        "volctl/service/doctor/rows.py",
-        "        if found is None or found.status in RESTING or worked_on(session, self.id):\n",
-        "        if found is None or found.status in RESTING:\n",
+        "a volume whose file was cut is as good as any",
+        "volctl/service/doctor/objects.py",
+        "        return self.size != volume.size\n",
+        "        return self.size is None\n",
         ("tests/cli/test_doctor.py",),
     ),
     Plant(
