@@ -134,6 +134,7 @@ def test_passes(): pass
 def test_boot(): assert False, "of it:\\nFAILED tests/root/test_a.py::test_b[1] - x\\nERROR tests/root/test_c.py"
 def test_late(): assert False, "it took too long"
 """)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")  # else names begin where this directory and the checkout part
     tally = suite(str(tmp_path))("any", Budget(1))
     assert tally.runs == 3
     assert tally.wrong == ["tests/root/test_a.py::test_b[1]", "tests/root/test_c.py", "test_boots.test_late"]
