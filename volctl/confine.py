@@ -87,9 +87,14 @@ class Rules:
 
 
 def walls(wrapper: str, cage: Cage, program: str, filter: tuple[int, ...] = ()) -> tuple[str, ...]:
-    """bwrap(1) with the same in it. A `/dev/fd/N` needs no door: it leads to the file wherever that lies."""
+    """bwrap(1) with the same in it. A `/dev/fd/N` needs no door: it leads to the file wherever that lies.
+
+    Nor does a program of the system's: it may be a link there, and bubblewrap 0.11 mounts on no link.
+    """
+    system = tuple(f"{path}/" for path in SYSTEM)
+    programs = [path for path in (program, os.path.realpath(program)) if not path.startswith(system)]
     words = [wrapper, "--unshare-net", "--unshare-ipc", "--unshare-pid", "--proc", "/proc", "--dev", "/dev"]
-    closed = [("--ro-bind-try", os.fspath(path)) for path in (*SYSTEM, program, *LOOKED_AT, *cage.reads)]
+    closed = [("--ro-bind-try", os.fspath(path)) for path in (*SYSTEM, *programs, *LOOKED_AT, *cage.reads)]
     opened = [("--dev-bind-try", os.fspath(path)) for path in cage.writes]
     for how, path in (*closed, *opened):
         if not path.startswith("/dev/"):

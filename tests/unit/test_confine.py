@@ -154,6 +154,15 @@ def test_bubblewrap_does_it_where_there_is_no_landlock(
         command.bubblewrap.cache_clear()
 
 
+def test_bubblewrap_is_to_mount_on_no_link(tmp_path: Path) -> None:
+    """Newer ones refuse it; a program that is a link elsewhere is there, and so is what it leads to."""
+    ours, theirs = tmp_path / "program", tmp_path / "link"
+    ours.touch()
+    theirs.symlink_to(ours)
+    assert {str(ours), str(theirs)} <= set(confine.walls("bwrap", Cage(), str(theirs)))
+    assert "/usr/bin/sh" not in confine.walls("bwrap", Cage(), "/usr/bin/sh")
+
+
 def does_its_work(place: Path) -> None:
     """The real one, by descriptor and by path, as the copy of an image does."""
     (place / "bin" / "qemu-img").unlink()
