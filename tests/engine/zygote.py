@@ -3,6 +3,7 @@
 One JSON line in, one out. `{"start": {…}}` forks and answers `{"pid": N}`; `{"join": N}` waits for it
 and answers how it ended. A command dies at its Nth point: the instants that the store's probe names,
 and, with `files`, each time it makes, renames, cuts, locks or removes a file, just before.
+SIGUSR1 tells a command that its time is out.
 Run as a program of its own so that a fork meets no threads of the test runner.
 """
 
@@ -32,6 +33,7 @@ from volctl.db import store
 Json = dict[str, Any]
 FILE_EVENTS = {"os.remove", "os.rename", "os.truncate", "os.mkdir", "os.link", "fcntl.flock"}
 NOT_OURS = {"calls", "fail"}  # the fake backend's own book-keeping
+EXPIRE = signal.SIGUSR1
 SOON = 0.08  # seconds; an LVM call takes 0.1 to 1 where the processor is emulated
 Outcome = tuple[int, list[str], str, str, float, int]
 
@@ -52,7 +54,7 @@ class Points:
         if self._passed(name):
             os.kill(os.getpid(), signal.SIGKILL)
         if (what := self.signals.pop(name, self.signals.pop(str(self.count), None))) == "expire":
-            interrupt._timeout, interrupt._deadline = 0.0, time.monotonic()
+            expire()
         elif what is not None:
             os.kill(os.getpid(), what)
 
@@ -67,6 +69,10 @@ class Points:
         self.count += 1
         os.write(self.pipe, f"{name}\n".encode())
         return self.count == self.die_at
+
+
+def expire() -> None:
+    interrupt._timeout, interrupt._deadline = 0.0, time.monotonic()
 
 
 @dataclass(slots=True)
@@ -122,6 +128,7 @@ def child(order: Json, writer: int, command: Command) -> NoReturn:
     os.dup2(command.err.fileno(), 2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ.update(order["env"])
+    signal.signal(EXPIRE, lambda number, frame: expire())
     if order.get("group"):
         os.setpgid(0, 0)
     if "wait" in order:
