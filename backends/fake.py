@@ -17,9 +17,9 @@
 Files in the directory, so that a test can change them while other processes run:
 
 - `fail`: {"create": "the message", "clone": {"error": "no_space", "message": "…", "skip": 1, "times": 2,
-  "after": true, "pause": 0.5, "untouched": true}}; all parts optional; `error` is a code of volctl.errors
-  (default `backend`), `skip` lets so many calls pass, `after` fails when the work is done, `pause` waits
-  first; but for those and `times` alone, it only waits.
+  "after": true, "pause": 0.5, "wait": "/a/file", "untouched": true}}; all parts optional; `error` is a code of
+  volctl.errors (default `backend`), `skip` lets so many calls pass, `after` fails when the work is done, `pause`
+  waits first so many seconds, `wait` until that file is there; but for those and `times` alone, it only waits.
 - `stats`: {"free": 0, "data_percent": 96.5} replaces parts of `Stats`; null is unknown, Infinity is.
 - `device-<id>`, `device-ro-<id>`: the device of an attached volume, a link to its file; a reboot unlinks it.
 - `calls`: one line of JSON for every call: {"call": "clone", "objects": ["volume-…", "volume-…"]}.
@@ -267,7 +267,10 @@ def _count_down(fd: int, call: str) -> dict[str, Any]:
 
 def _obey(order: dict[str, Any], call: str) -> None:
     interrupt.pause(order.get("pause", 0))
-    if order and order.keys() - {"skip", "times", "after"} != {"pause"}:
+    while "wait" in order and not os.path.exists(order["wait"]):
+        interrupt.pause(0.01)
+    waits = order.keys() & {"pause", "wait"}
+    if order and not (waits and order.keys() <= {"skip", "times", "after", *waits}):
         code = order.get("error", "backend")
         error = _errors(errors.VolctlError)[code](order.get("message", f"{call} was ordered to fail"))
         error.untouched = order.get("untouched", False)

@@ -93,10 +93,11 @@ def test_what_no_backend_can_help_is_never_tried_elsewhere(four: Rig, error: str
 def test_an_image_that_changes_while_it_is_copied_is_no_fault_of_the_backend(four: Rig, tmp_path: Path) -> None:
     image = tmp_path / "disk.raw"
     image.write_bytes(b"x" * MiB)
-    four.order("a", written={"pause": 1})
+    four.order("a", written={"wait": str(tmp_path / "changed")})
     pid = four.start("create", "v", "--from-image", str(image), "--json")
     wait_for(lambda: bool(four.held("a")))
     image.write_bytes(b"y" * MiB)
+    (tmp_path / "changed").touch()
     done = four.join(pid)
     assert done.status == 7 and told(done)["code"] == "image_unsafe"
     assert len(attempts(four)) == 1

@@ -15,12 +15,14 @@ from tests.flows.test_interrupt import wait_for
 
 def saved_while(rig: Rig, copy: Path, *argv: str, call: str) -> None:
     """A backup from the middle of a command's call of its backend; the command then ends well."""
-    rig.order("a", **{call: {"pause": 2}})
+    saved = copy.with_name("saved")
+    rig.order("a", **{call: {"wait": str(saved)}})
     calls = rig.pools["a"] / "calls"
     before = calls.read_text()
     pid = rig.start(*argv)
     wait_for(lambda: f'"{call}"' in calls.read_text()[len(before) :])
     rig.run("backup-db", str(copy), status=0)
+    saved.touch()
     assert rig.join(pid).status == 0
     rig.order("a")
 

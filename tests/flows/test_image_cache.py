@@ -143,17 +143,18 @@ def test_creates_and_prunes_at_once_get_along(caching: Rig) -> None:
 
 
 def test_who_waits_gives_up_at_its_timeout_and_not_before(caching: Rig) -> None:
-    caching.order("a", written={"pause": 3, "times": 1})
+    caching.order("a", written={"wait": str(caching.root / "go"), "times": 1})
     first = caching.start("create", "v", "--from-image", caching.qcow2)
     wait_for(lambda: bool(calls(caching, "written")))
     create(caching, "w", "--timeout", "300ms", "--lock-timeout", "0", status=124)
+    (caching.root / "go").touch()
     assert caching.join(first).status == 0
     assert caching.volume("w") is None
     assert check(caching, "v") == []
 
 
 def test_who_waits_for_one_that_dies_settles_it_and_fills(caching: Rig) -> None:
-    caching.order("a", written={"pause": 20, "times": 1})
+    caching.order("a", written={"pause": 600, "times": 1})
     first = caching.start("create", "v", "--from-image", caching.qcow2)
     wait_for(lambda: bool(calls(caching, "written")))
     (begun,) = caching.cached()
@@ -196,10 +197,11 @@ def test_what_fails_in_the_cache_does_not_fail_the_create(caching: Rig, call: st
 
 def test_a_fault_of_the_image_is_a_fault_of_the_image(caching: Rig, tmp_path: Path) -> None:
     image = another(caching, tmp_path, 1)
-    caching.order("a", writing={"pause": 5, "times": 1})
+    caching.order("a", writing={"wait": str(tmp_path / "changed"), "times": 1})
     pid = caching.start("create", "v", "--from-image", image, "--json")
     wait_for(lambda: bool(calls(caching, "writing")))
     os.utime(image)
+    (tmp_path / "changed").touch()
     done = caching.join(pid)
     assert done.status == 7 and caching.fault("v")[0] == "image_unsafe"
     assert len(calls(caching, "writing")) == 1 and caching.cached() == []
@@ -229,11 +231,12 @@ def test_what_is_larger_than_the_cache_is_not_cached(caching: Rig, tmp_path: Pat
 def test_an_entry_in_use_is_not_evicted(caching: Rig, tmp_path: Path) -> None:
     caching.configure("[image_cache]\nmax_count = 1\n")
     create(caching, "v")
-    caching.order("a", clone={"pause": 12, "times": 1})
+    caching.order("a", clone={"wait": str(tmp_path / "go"), "times": 1})
     pid = caching.start("create", "w", "--from-image", caching.qcow2)
     wait_for(lambda: len(calls(caching, "clone")) == 2)
     caching.run("create", "x", "--from-image", another(caching, tmp_path, 1), status=0)
     assert caching.run("image", "cache", "prune", "--all", "--json", status=0).json() == []
+    (tmp_path / "go").touch()
     assert caching.join(pid).status == 0
     (entry,) = caching.cached()
     assert entry["location"] == caching.qcow2
@@ -326,12 +329,13 @@ def test_a_fill_that_cannot_be_undone_is_stuck_and_tried_again(caching: Rig) -> 
 
 def test_an_abandoned_eviction_is_pruned(caching: Rig) -> None:
     create(caching, "v")
-    caching.order("a", delete={"message": "no such luck", "times": 1})
+    caching.order("a", delete="no such luck")
     told = caching.run("image", "cache", "prune", "--all", "--json", status=3)
     assert told.json() == [] and "no such luck" in told.err and "1 of 1 cached images" in told.err
     caching.run("flow", "abandon", caching.stuck()["id"], "-y", status=0)
     (entry,) = caching.cached()
     assert entry["status"] == "error"
+    caching.order("a")
     caching.run("image", "cache", "prune", status=0)
     assert caching.cached() == [] and check(caching, "v") == []
 
@@ -431,7 +435,7 @@ def test_a_signal_while_the_cache_lets_go_is_no_failure_of_the_deletion(caching:
     """The image is gone by then; what is cached of it goes with the next prune."""
     caching.run(*caching.words("image add i QCOW2 --copy"), status=0)
     caching.run("create", "v", "--from-image", "i", status=0)
-    caching.order("a", delete={"pause": 60})
+    caching.order("a", delete={"pause": 600})
     before = len(calls(caching, "delete"))
     pid = caching.start("image", "delete", "i", "-y")
     wait_for(lambda: len(calls(caching, "delete")) > before)

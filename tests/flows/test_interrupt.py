@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from tests.engine.crash import KILLED, Ended, MiB, Rig
+from tests.engine.zygote import EXPIRE
 from tests.flows.test_every_task import told
 from tests.oracle import Content
 
-SOON = 30.0  # seconds; what is interrupted here would take 60, and a busy machine is slow
+SOON = 300.0  # seconds; what is interrupted here would take 600, and a busy machine is slow
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -105,7 +106,7 @@ def test_a_signal_ends_the_copy_and_its_child_and_leaves_nothing(slow: Rig, tmp_
 
 @pytest.mark.parametrize("signum", SIGNALS)
 def test_a_signal_ends_work_without_a_child_too(rig: Rig, signum: int) -> None:
-    rig.order("a", create={"pause": 60, "after": True})
+    rig.order("a", create={"pause": 600, "after": True})
     before = rig.held("a")
     pid = rig.start("create", "v", "--size", "3M", "--json")
     wait_for(lambda: rig.held("a") != before)
@@ -115,7 +116,7 @@ def test_a_signal_ends_work_without_a_child_too(rig: Rig, signum: int) -> None:
 
 
 def test_a_second_signal_leaves_the_undo_to_the_next_command(rig: Rig) -> None:
-    rig.order("a", create={"pause": 60, "after": True}, delete={"pause": 60})
+    rig.order("a", create={"pause": 600, "after": True}, delete={"pause": 600})
     before = rig.held("a")
     pid = rig.start("create", "v", "--size", "3M")
     wait_for(lambda: rig.held("a") != before)
@@ -132,7 +133,7 @@ def test_a_second_signal_leaves_the_undo_to_the_next_command(rig: Rig) -> None:
 
 
 def test_a_second_signal_ends_the_child_as_well(slow: Rig, tmp_path: Path) -> None:
-    slow.order("a", delete={"pause": 60})
+    slow.order("a", delete={"pause": 600})
     pid = copying(slow, tmp_path)
     os.kill(pid, signal.SIGINT)
     wait_for(lambda: [row for row in slow.flows() if row["phase"] == "undoing"])
@@ -184,7 +185,7 @@ def test_what_must_be_completed_is_completed_by_the_next_command(rig: Rig, what:
 @pytest.mark.parametrize("look", [{"pause": 7}, {"message": "broken"}])
 def test_an_extend_that_a_signal_ends_says_so_whatever_is_seen_then(rig: Rig, look: Any, after: bool) -> None:
     """Its look for what was done may fail, or last too long: then the next command completes it."""
-    rig.order("a", extend={"pause": 60, "after": after}, inspect={"skip": 1} | look)
+    rig.order("a", extend={"pause": 600, "after": after}, inspect={"skip": 1} | look)
     pid = rig.start("extend", "src", "5M")
     wait_for(lambda: '"extend"' in (rig.pools["a"] / "calls").read_text().splitlines()[-1])
     os.kill(pid, signal.SIGTERM)
@@ -200,7 +201,7 @@ def test_an_extend_that_a_signal_ends_says_so_whatever_is_seen_then(rig: Rig, lo
 @pytest.mark.parametrize("line", ["extend src 5M", "create v --size 1M"])
 def test_a_signal_is_no_failure_of_a_backend(rig: Rig, line: str) -> None:
     """A survey goes on without a backend that fails, but not after a signal."""
-    rig.order("a", stats={"pause": 60})
+    rig.order("a", stats={"pause": 600})
     calls = rig.pools["a"] / "calls"
     before = calls.read_text()
     pid = rig.start(*line.split())
@@ -213,7 +214,7 @@ def test_a_signal_is_no_failure_of_a_backend(rig: Rig, line: str) -> None:
 
 
 def test_a_signal_before_storage_was_touched_leaves_all_as_it_was(rig: Rig) -> None:
-    rig.order("a", holders={"pause": 60})
+    rig.order("a", holders={"pause": 600})
     pid = rig.start("delete", "bystander", "-y")
     wait_for(lambda: '"holders"' in (rig.pools["a"] / "calls").read_text().splitlines()[-1])
     os.kill(pid, signal.SIGINT)
@@ -227,7 +228,7 @@ def test_a_signal_before_storage_was_touched_leaves_all_as_it_was(rig: Rig) -> N
 
 
 def test_a_timeout_undoes_and_leaves_no_row(rig: Rig) -> None:
-    rig.order("a", create={"pause": 60, "after": True})
+    rig.order("a", create={"pause": 600, "after": True})
     begun = time.monotonic()
     done = rig.run("create", "v", "--size", "3M", "--timeout", "300ms", "--json", status=124)
     assert time.monotonic() - begun < SOON
@@ -236,7 +237,8 @@ def test_a_timeout_undoes_and_leaves_no_row(rig: Rig) -> None:
 
 
 def test_a_timeout_ends_the_child(slow: Rig, tmp_path: Path) -> None:
-    pid = copying(slow, tmp_path, "--timeout", "5s")
+    pid = copying(slow, tmp_path)
+    os.kill(pid, EXPIRE)
     assert slow.join(pid).status == 124
     assert not alive(worker(tmp_path))
     nothing_left(slow)
@@ -244,7 +246,7 @@ def test_a_timeout_ends_the_child(slow: Rig, tmp_path: Path) -> None:
 
 def test_an_undo_that_takes_too_long_is_left_to_the_next_command(rig: Rig) -> None:
     """SPEC 11.7: the timeout and ten seconds more."""
-    rig.order("a", create={"pause": 60, "after": True}, delete={"pause": 60})
+    rig.order("a", create={"pause": 600, "after": True}, delete={"pause": 600})
     begun = time.monotonic()
     assert rig.run("create", "v", "--size", "3M", "--timeout", "200ms").status == 124
     assert time.monotonic() - begun < SOON
@@ -259,7 +261,7 @@ def dead(rig: Rig) -> None:
 
 def test_a_command_that_only_reads_settles_for_five_seconds(rig: Rig) -> None:
     dead(rig)
-    rig.order("a", delete={"pause": 60})
+    rig.order("a", delete={"pause": 600})
     begun = time.monotonic()
     told = rig.run("list", status=0)
     assert time.monotonic() - begun < SOON
@@ -270,7 +272,7 @@ def test_a_command_that_only_reads_settles_for_five_seconds(rig: Rig) -> None:
 
 def test_settling_counts_against_the_timeout(rig: Rig) -> None:
     dead(rig)
-    rig.order("a", delete={"pause": 60})
+    rig.order("a", delete={"pause": 600})
     begun = time.monotonic()
     rig.run("create", "w", "--size", "1M", "--timeout", "300ms", status=124)
     assert time.monotonic() - begun < SOON
@@ -281,7 +283,7 @@ def test_settling_counts_against_the_timeout(rig: Rig) -> None:
 
 def test_a_signal_is_heard_while_settling(rig: Rig) -> None:
     dead(rig)
-    rig.order("a", delete={"pause": 60})
+    rig.order("a", delete={"pause": 600})
     pid = rig.start("create", "w", "--size", "1M")
     wait_for(lambda: [row for row in rig.flows() if row["phase"] == "undoing"])
     begun = time.monotonic()
@@ -297,7 +299,7 @@ def test_a_signal_is_heard_while_settling(rig: Rig) -> None:
 
 
 def test_settle_leaves_a_living_owner_alone(rig: Rig) -> None:
-    rig.order("a", create={"pause": 60, "after": True})
+    rig.order("a", create={"pause": 600, "after": True})
     before = rig.held("a")
     pid = rig.start("create", "v", "--size", "3M")
     wait_for(lambda: rig.held("a") != before)
@@ -328,7 +330,7 @@ def test_a_childs_life_keeps_the_lock_of_its_dead_parent(slow: Rig, tmp_path: Pa
 
 
 def test_two_commands_that_settle_at_once_do_it_once(rig: Rig) -> None:
-    rig.order("a", create={"pause": 60, "after": True})
+    rig.order("a", create={"pause": 600, "after": True})
     before = rig.held("a")
     owners = [rig.start("create", name, "--size", "3M") for name in ("v", "w", "x")]
     wait_for(lambda: len(rig.held("a") - before) == 3)
@@ -336,7 +338,7 @@ def test_two_commands_that_settle_at_once_do_it_once(rig: Rig) -> None:
         os.kill(pid, signal.SIGKILL)
         assert rig.join(pid).status == KILLED
     rig.order("a", delete={"pause": 0.2})
-    pids = [rig.start("list") for _ in range(4)]
+    pids = [rig.start("quota", "set", "--volumes", "90") for _ in range(4)]  # one that reads may give up before the end
     ended: list[Ended] = [rig.join(pid) for pid in pids]
     assert [done.status for done in ended] == [0] * 4
     told = [line for done in ended for line in done.err.splitlines() if "settled" in line]
@@ -346,7 +348,7 @@ def test_two_commands_that_settle_at_once_do_it_once(rig: Rig) -> None:
 
 
 def test_a_source_cannot_go_while_it_is_copied(rig: Rig) -> None:
-    rig.order("a", clone={"pause": 60})
+    rig.order("a", clone={"pause": 600})
     pid = rig.start("create", "v", "--from-volume", "src")
     wait_for(lambda: '"clone"' in (rig.pools["a"] / "calls").read_text())
     for words in ("delete src --cascade -y", "extend src 5M", "revert src snap -y", "snapshot create src s"):
@@ -374,8 +376,12 @@ def test_what_died_is_made_anew_if_absent(rig: Rig) -> None:
 
 
 def test_a_timeout_whose_undo_fails_is_stuck_and_told(rig: Rig) -> None:
-    rig.order("a", create={"pause": 60, "after": True}, delete="stays broken")
-    assert rig.run("create", "v", "--size", "3M", "--timeout", "2s").status == 124
+    rig.order("a", create={"pause": 600, "after": True}, delete="stays broken")
+    before = rig.held("a")
+    pid = rig.start("create", "v", "--size", "3M")
+    wait_for(lambda: rig.held("a") != before)
+    os.kill(pid, EXPIRE)
+    assert rig.join(pid).status == 124
     assert rig.stuck()["object_id"] == rig.there("v")["id"]
     assert rig.fault("v")[0] == "timeout"
     assert rig.check("v") == []
@@ -388,7 +394,7 @@ def test_a_timeout_whose_undo_fails_is_stuck_and_told(rig: Rig) -> None:
 @pytest.mark.parametrize(("what", "status"), [(signal.SIGTERM, 143), ("expire", 124)])
 def test_an_undo_that_lasts_too_long_is_left_to_the_next_command(rig: Rig, what: Any, status: int) -> None:
     """How it ended is told by what ended it."""
-    rig.order("a", delete={"pause": 60})
+    rig.order("a", delete={"pause": 600})
     done = rig.run("create", "v", "--size", "3M", signals={"after CreateVolumeFromSpecTask": what})
     assert done.status == status, done.err
     assert "the next command ends what volume_create_manager" in done.err
