@@ -231,6 +231,7 @@ def test_cells(field: str, row: dict[str, Any], shown: str) -> None:
 
 def test_infinity_is_no_number_of_json() -> None:
     assert output._json({"free": float("inf")}) == '{\n  "free": null\n}\n'
+    assert output._json([{"free": float("inf")}]) == '[\n  {\n    "free": null\n  }\n]\n'
 
 
 def test_bars_and_clocks() -> None:

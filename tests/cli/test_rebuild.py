@@ -394,21 +394,21 @@ def test_a_snapshot_that_names_no_volume_or_one_elsewhere(cli: Cli, pools: tuple
     assert cli.json("doctor") == []
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_volumes_that_do_not_say_of_which_tree_they_are(told: bool, cli: Cli, pools: tuple[Path, Path]) -> None:
-    """They share files, so whoever works on one of them holds the lock of all."""
+@pytest.mark.parametrize("told", ["all", "the root", "none"])
+def test_volumes_that_share_files_are_of_one_tree(told: str, cli: Cli, pools: tuple[Path, Path]) -> None:
+    """Also those that do not say of which: whoever works on one of them holds the lock of all."""
     root = cli.volume("root", "--size", "1M", "--backend", "disks")
     cli("snapshot", "create", "root", "s")
     clones = [cli.volume(name, "--from-snapshot", "s")["id"] for name in "ab"]
     cli.volume("alone", "--size", "1M", "--backend", "disks")
     for beside in pools[1].glob(".volctl-*"):
-        if not told or not beside.name.endswith(root["id"]):
+        if told == "none" or (told == "the root" and not beside.name.endswith(root["id"])):
             beside.unlink()
     rebuilt(cli)
     with closing(sqlite3.connect(cli.state / "volctl.db")) as db:
         trees = dict(db.execute("SELECT id, tree FROM volumes"))
     shared = [trees.pop(id_) or id_ for id_ in (root["id"], *clones)]
-    assert len(set(shared)) == 1 and (not told or shared[0] == root["id"])
+    assert len(set(shared)) == 1 and (told == "none" or shared[0] == root["id"])
     assert None in trees.values()
 
 
