@@ -190,6 +190,12 @@ class TestQcow2(OnRows, Attaching):
         pool.extend(volume, 2 * SIZE)
         pool.delete(volume)
 
+    def test_what_an_attach_that_died_made_first_goes(self, pool: Backend, volume: Object) -> None:
+        place = Daemon(pool.setup.database, volume.name).disk.parent
+        place.mkdir(parents=True)
+        pool.detach(volume)
+        assert not place.exists()
+
     def test_a_daemon_that_is_stopped_keeps_nobody_else_waiting(self, pool: Backend, volume: Object) -> None:
         """What it shows cannot be looked at until it goes on, and a wait for that cannot be ended by a signal."""
         device, other = pool.attach(volume, read_only=False), new()

@@ -96,8 +96,7 @@ class Daemon:
     def start(self, chain: Sequence[Path], export: dict[str, Any], *more: str) -> None:
         """Show the disk of the first file; the daemon opens exactly these, whatever their headers name."""
         with translated(f"make {self.disk}"):
-            self.disk.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.disk.touch(mode=0o600)
+            self._make_disk()
         words = ("--daemonize", "--chardev", self._chardev, "--monitor", "chardev=qmp")
         command.run_server(PROGRAM, *words, *more, timeout=START)
         try:
@@ -107,6 +106,13 @@ class Daemon:
         except RefusedError as error:
             self.end()
             raise BackendError(f"{PROGRAM} does not show {self.name}, a chain of {len(chain)}: {error}") from error
+
+    def _make_disk(self) -> None:
+        """The file over which the disk is shown. Who detaches another volume may take the empty directory away."""
+        while not self.disk.exists():
+            self.disk.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):
+                self.disk.touch(mode=0o600)
 
     def check(self) -> None:
         """`BackendError` if it says nothing: who then waits for its disk waits until it goes on."""

@@ -139,17 +139,18 @@ class Export:
     def stop(self) -> None:
         """End the daemon, which writes what it knows, and what is left of it; there may be none."""
         nbd_, fuse_ = self._ways
-        if not (os.path.lexists(self.daemon.disk) or fuse_.mounted()) or not self.daemon.is_of(self.path):
-            return
-        self.check_file()
-        with translated(f"remove {self.daemon.disk}"):
-            self.daemon.end()
-            fuse_.clear()
-            nbd_.clear()
-            for path in (self.daemon.socket, self.daemon.disk):
-                path.unlink(missing_ok=True)
-            with suppress(OSError):  # other volumes are attached
-                self.daemon.disk.parent.rmdir()
+        if os.path.lexists(self.daemon.disk) or fuse_.mounted():
+            if not self.daemon.is_of(self.path):
+                return
+            self.check_file()
+            with translated(f"remove {self.daemon.disk}"):
+                self.daemon.end()
+                fuse_.clear()
+                nbd_.clear()
+                for path in (self.daemon.socket, self.daemon.disk):
+                    path.unlink(missing_ok=True)
+        with suppress(OSError):  # other volumes are attached; or an attach died when it had made no more than this
+            self.daemon.disk.parent.rmdir()
 
     # -- while it is attached
 
