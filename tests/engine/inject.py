@@ -6,10 +6,12 @@ The subclass keeps the task's name, so the flow stays the one that the next comm
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from volctl import errors
 from volctl.engine.task import Flow, Task
@@ -21,7 +23,7 @@ Step = Callable[..., Any]
 
 def inject(change: Json) -> None:
     """`flow`, `task`, `half` (gather … unrecord), `when` (before, after), `error` (a code, or a Python error),
-    and `while` (a file: only as long as it is there).
+    and `while` (a file: only as long as it is there). The error `stop` is none: it stands still until SIGCONT.
 
     With `insert`, another task of that name goes in front of `task` instead: another version's flow.
     """
@@ -47,12 +49,20 @@ def failing(task: Task[Any, Any], change: Json) -> Task[Any, Any]:
         if change.get("when") == "after":
             half(self, *args)
         if "while" not in change or Path(change["while"]).exists():
-            raise error_of(change["error"])
+            _stop() if change["error"] == "stop" else _fail(change["error"])
         if change.get("when") != "after":
             half(self, *args)
 
     made: Task[Any, Any] = type(task.name, (type(task),), {change["half"]: broken})()
     return made
+
+
+def _stop() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _fail(code: str) -> NoReturn:
+    raise error_of(code)
 
 
 def error_of(code: str) -> Exception:

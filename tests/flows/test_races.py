@@ -93,6 +93,25 @@ def test_what_is_gone_before_it_was_adopted_need_not_be_given_back(rig: Rig) -> 
     assert rig.volume("v") is None
 
 
+@pytest.mark.parametrize(
+    ("verb", "flow", "task"),
+    [("delete -y", "volume_delete", "CheckDeleteTask"), ("release", "volume_release", "CheckReleaseTask")],
+    ids=["delete", "release"],
+)
+def test_what_is_protected_while_somebody_looks_whether_it_may_go_stays(
+    rig: Rig, verb: str, flow: str, task: str
+) -> None:
+    """Who protects it waits for no lock, and was told that it is."""
+    stop = {"flow": flow, "task": task, "half": "gather", "when": "after", "error": "stop"}
+    pid = rig.start(*verb.split(), "bystander", inject=[stop])
+    until_stopped(pid)
+    rig.run("protect", "bystander", status=0)
+    os.kill(pid, signal.SIGCONT)
+    ended = rig.join(pid)
+    assert ended.status == 5 and "is protected" in ended.err
+    assert rig.there("bystander")["status"] == "available" and rig.check() == []
+
+
 def test_a_volume_that_is_worked_on_is_waited_for_before_it_is_deleted_with_its_snapshots(rig: Rig) -> None:
     rig.run("create", "v", "--size", "1M", status=0)
     rig.run("snapshot", "create", "v", "s", status=0)

@@ -149,6 +149,8 @@ class CheckReleaseTask(AdoptTask):
         state.path = adoption(env, state.backend).path(state.thing)
 
     def record(self, tx: Connection, run: AdoptRun) -> None:
+        """Looks again at what needs no lock: to protect it, and to register it as an image."""
+        check_deletable(volumes.get(tx, run.state.volume_id), force=False)
         if since := images.at_location(tx, f"{VOLUME_SCHEME}{run.state.volume_id}"):
             raise _is_image(f"volume {run.state.volume_id}", since[0], run.state.volume_id)
         _refuse_moving(tx, run)

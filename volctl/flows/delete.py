@@ -64,6 +64,8 @@ class CheckDeleteTask(DeleteTask):
         state.backend, state.status = volume.backend, volume.status
 
     def record(self, tx: Connection, run: DeleteRun) -> None:
+        """Looks again: who protects a volume holds no lock."""
+        check_deletable(volumes.get(tx, run.state.volume_id), force=run.state.force)
         status = (Status(run.state.status),)
         volumes.transition(tx, run.state.volume_id, status, Status.DELETING, run.request)
         events.add(tx, "delete.start", run.state.volume_id, run.request, {})
