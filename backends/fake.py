@@ -3,8 +3,6 @@
     [[backend]]
     name = "test"
     kind = "fake"
-    hidden = ("calls", "fail", "stats", "device-")
-    options = (*_FILES, "capacity", "provisioning", "clone", "clone_locks_source", "granule", "fail", "capabilities")
     directory = "/tmp/pool"       # absolute; `volctl backend init test` puts the marker there
     capacity = 1099511627776      # bytes; what does not fit is refused as NoSpaceError
     provisioning = "thin"         # "thick": a volume's whole size is taken from the capacity

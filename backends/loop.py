@@ -3,7 +3,6 @@
     [[backend]]
     name = "files"
     kind = "loop"
-    options = ("directory", "preallocate", "owner", "group", "mode", "capabilities")
     directory = "/srv/volumes"     # absolute; `volctl backend init files` puts the marker there
     preallocate = "off"            # "falloc": a volume's space is taken when it is made
     owner = "libvirt-qemu"         # of new files; also group, and mode = "0600"
