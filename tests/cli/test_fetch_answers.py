@@ -13,6 +13,7 @@ import pytest
 from tests.cli.conftest import Cli, MiB
 from tests.conftest import Volctl
 from tests.web import Fault, File, Web, answer, scripted, serving
+from volctl.images import http
 
 ONE, TWO = b"1" * MiB, b"2" * MiB
 CUT = 300_000
@@ -194,6 +195,21 @@ def test_redirected_ten_times_and_to_a_name_with_blanks(cli: Cli, web: Web) -> N
     cli.volume("v", "--from-image", web.url("/0"))
     web.files["/more"] = File(b"", [Fault(9, status=302, headers={"Location": "/0"})])
     cli.error(8, "backend", "create", "w", "--from-image", web.url("/more"))
+
+
+@pytest.mark.parametrize("step", ["_converse", "_read"])
+def test_a_mistake_of_ours_in_the_thread_that_fetches_is_told(
+    step: str, cli: Cli, web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, and not as a server that says nothing."""
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("an odd one")
+
+    monkeypatch.setattr(http.Exchange, step, broken)
+    error = cli.error(1, "internal", "create", "v", "--from-image", web.put("/disk.raw", ONE))
+    assert error["message"] == "internal error: RuntimeError: an odd one"
+    nothing_is_left(cli)
 
 
 def test_a_refused_connection_is_told_as_such(cli: Cli) -> None:

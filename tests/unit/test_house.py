@@ -16,8 +16,8 @@ CODE = sorted([*REPO.glob("volctl/**/*.py"), *REPO.glob("backends/**/*.py")])
 TESTS = sorted(REPO.glob("tests/**/*.py"))
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
-# Where any failure at all must be caught: to tell it as a sentence, or to go on undoing.
-CATCHES_ALL = {"volctl/cli/__init__.py", "volctl/engine/run.py"}
+# Where any failure at all must be caught: to tell it as a sentence, to go on undoing, to hand it to another thread.
+CATCHES_ALL = {"volctl/cli/__init__.py", "volctl/engine/run.py", "volctl/images/http.py"}
 COSTLY = ("asyncio", "oslo_utils", "pyudev", "rich", "sh", "sqlalchemy", "urllib3")
 
 

@@ -12,11 +12,12 @@ import queue
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
 from volctl import interrupt
-from volctl.errors import BackendError, UsageError, VolctlError
+from volctl.errors import BackendError, UsageError
 from volctl.model import KiB
 from volctl.records import record
 
@@ -115,7 +116,7 @@ class Exchange:
             self._give(UsageError(f"{self._url!r} is not a URL that can be fetched: {error}"))
         except (HTTPError, OSError) as error:
             self._give(_failure(error))
-        except (VolctlError, OverflowError) as error:
+        except Exception as error:  # also a mistake of ours: who waits for the answer hears it, and tells it
             self._give(error)
 
     def _converse(self) -> None:
@@ -123,11 +124,12 @@ class Exchange:
             response = pool.request(
                 "GET", self._url, headers=self._headers, redirect=False, preload_content=False, decode_content=False
             )
-            headers = {name.lower(): value for name, value in response.headers.items()}
-            self._give(Head(response.status, headers))
-            while not self._left.is_set() and (piece := self._read(response)):
-                self._give(piece)
-            self._give(b"")
+            with closing(response):
+                headers = {name.lower(): value for name, value in response.headers.items()}
+                self._give(Head(response.status, headers))
+                while not self._left.is_set() and (piece := self._read(response)):
+                    self._give(piece)
+                self._give(b"")
 
     def _read(self, response: BaseHTTPResponse) -> bytes:
         return response.read1(PIECE, decode_content=False)
