@@ -14,12 +14,26 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
 PIECE = 64 * 1024
+CA = """
+[ca]
+default_ca = ours
+[ours]
+database = issued
+new_certs_dir = .
+rand_serial = yes
+unique_subject = no
+default_md = sha256
+policy = anybody
+[anybody]
+commonName = supplied
+"""
 KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
 
 
@@ -116,7 +130,7 @@ def proxying(wants: str | None = None) -> Iterator[Proxy]:
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """Who signs the certificates of a test; `file` is its own."""
+    """Who signs the certificates of a test; `file` is its own. They have what Python 3.13 demands of RFC 5280."""
 
     directory: Path
 
@@ -126,15 +140,18 @@ class Authority:
 
     def make(self) -> None:
         words = ("req", "-x509", *KEY, "-keyout", "ca.key", "-out", "ca.pem", "-days", "2", "-subj", "/CN=of a test")
-        self._openssl(*words)
+        self._openssl(*words, "-addext", "keyUsage=critical,keyCertSign")
 
     def server(self, name: str = "IP:127.0.0.1", days: int = 1) -> ssl.SSLContext:
         """A certificate for this name; with negative `days` it is expired."""
-        (self.directory / "names").write_text(f"subjectAltName={name}\n")
+        (self.directory / "names").write_text(f"subjectAltName={name}\nauthorityKeyIdentifier=keyid\n")
+        (self.directory / "issued").touch()
+        (self.directory / "ca.cnf").write_text(CA)
+        begin, end = (f"{datetime.now(UTC) + timedelta(days=number):%Y%m%d%H%M%SZ}" for number in (-2, days))
         self._openssl("req", *KEY, "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=a server")
         self._openssl(
-            "x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial",
-            "-days", str(days), "-extfile", "names", "-out", "server.pem",
+            "ca", "-batch", "-config", "ca.cnf", "-cert", "ca.pem", "-keyfile", "ca.key", "-in", "server.csr",
+            "-startdate", begin, "-enddate", end, "-extfile", "names", "-notext", "-out", "server.pem",
         )  # fmt: skip
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self.directory / "server.pem", self.directory / "server.key")
