@@ -80,8 +80,11 @@ class Web:
 
     @property
     def asked(self) -> list[Asked]:
-        """What was answered, once an answer that is about to end has: its reader may be faster."""
-        end = time.monotonic() + 1
+        """What was answered, once an answer that is about to end has: its reader may be faster.
+
+        Not waited for is one that says nothing, or is held (`on_piece`).
+        """
+        end = time.monotonic() + 60
         while self.answering and time.monotonic() < end:
             time.sleep(0.005)
         return self.answered
@@ -116,6 +119,12 @@ class Answer(BaseHTTPRequestHandler):
         self.web.answered.append(Asked(self.path, headers, self.answered, self.sent))
         self.web.answering.discard(id(self))
 
+    @contextmanager
+    def _resting(self) -> Iterator[None]:
+        self.web.answering.discard(id(self))
+        yield
+        self.web.answering.add(id(self))
+
     def _fault(self, file: File) -> Fault:
         for fault in file.faults:
             if fault.times:
@@ -127,7 +136,8 @@ class Answer(BaseHTTPRequestHandler):
         if fault.close_at_once:
             return
         if fault.silent:
-            self.web.stop.wait(60)
+            with self._resting():
+                self.web.stop.wait(600)
             return
         etag = fault.etag or file.etag
         if fault.status is None and etag and self.headers.get("If-None-Match") == etag:
@@ -174,8 +184,9 @@ class Answer(BaseHTTPRequestHandler):
             self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if fault.chunked else piece)
             self.sent += len(piece)
             left = max(0, left - len(piece))
-            fault.on_piece(self.sent)
-            if fault.drip and self.web.stop.wait(fault.drip):
+            with self._resting():
+                fault.on_piece(self.sent)
+            if (left or fault.endless) and fault.drip and self.web.stop.wait(fault.drip):
                 return
         if fault.chunked and fault.cut is None:
             self.wfile.write(b"0\r\n\r\n")

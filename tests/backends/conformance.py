@@ -491,7 +491,7 @@ class stranger:
     """A process that is no child of ours: runs Python code, then says it is ready, until the block ends."""
 
     def __init__(self, code: str, *args: str) -> None:
-        self.code = f"{code}\nprint('ready', flush=True)\nimport time\ntime.sleep(60)"
+        self.code = f"{code}\nprint('ready', flush=True)\nimport time\ntime.sleep(600)"
         self.args = args
 
     def __enter__(self) -> int:

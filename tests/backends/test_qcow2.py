@@ -117,7 +117,7 @@ class TestCutOff(OnRows):
         """By the files, nobody knows what none of them lies over any more."""
         pool, volume, clone = self._two(tmp_path, b"w" * 256 * KiB)
         (layer,) = pool.path(volume).parent.glob("layer-*")
-        with layer.open() as file, subprocess.Popen(["sleep", "60"], stdin=file) as holder:
+        with layer.open() as file, subprocess.Popen(["sleep", "600"], stdin=file) as holder:
             assert not self.killed_at(1000, pool, lambda pool: pool.delete(clone)) and layer.exists()
             holder.kill()
         for _ in self._cut_off(pool, lambda pool: pool.detach(volume)):

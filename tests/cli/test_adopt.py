@@ -194,7 +194,7 @@ def test_a_file_that_was_put_in_the_place_of_the_one_that_was_looked_at(
 
 def test_what_somebody_holds(cli: Cli, thing: Path, volctl: Volctl) -> None:
     for path, words in ((thing, ["adopt", "local", "thing.raw"]), (cli.file("other"), ["release", "other"])):
-        with path.open("rb") as file, subprocess.Popen(["sleep", "60"], stdin=file) as holder:
+        with path.open("rb") as file, subprocess.Popen(["sleep", "600"], stdin=file) as holder:
             ran = volctl(*words, "--json", status=5)
             assert f"sleep (pid {holder.pid})" in ran.err and '"in_use"' in ran.err
             assert path.exists()

@@ -294,7 +294,7 @@ def test_a_state_directory_on_a_read_only_file_system(cli: Cli) -> None:
         subprocess.run(["mount", "-o", "remount,rw", mount], check=True)
         assert [volume["name"] for volume in cli.json("list")] == ["v"]
     finally:
-        end = time.monotonic() + 5
+        end = time.monotonic() + 60
         while subprocess.run(["umount", mount], check=False).returncode and time.monotonic() < end:
             time.sleep(0.1)
 

@@ -9,7 +9,7 @@ from collections import Counter
 from typing import Any
 
 from tests.cli.conftest import Cli, MiB
-from tests.conftest import Volctl
+from tests.conftest import LIMIT, Volctl
 
 MANY = 64
 # One warm process forks them all: what they do at once is the same, the imports are paid once.
@@ -42,7 +42,7 @@ def at_once(cli: Cli, volctl: Volctl, commands: list[list[str]]) -> tuple[list[i
     logs = cli.home / "logs"
     logs.mkdir(exist_ok=True)
     argv = [sys.executable, "-c", FORK, str(logs), json.dumps(commands)]
-    done = subprocess.run(argv, env=volctl.environment, capture_output=True, text=True, check=True, timeout=300)
+    done = subprocess.run(argv, env=volctl.environment, capture_output=True, text=True, check=True, timeout=LIMIT)
     out, err = ([(logs / f"{number}.{name}").read_text() for number in range(len(commands))] for name in ("out", "err"))
     return json.loads(done.stdout), out, err
 
@@ -66,7 +66,7 @@ def test_whole_processes(cli: Cli, volctl: Volctl) -> None:
         subprocess.Popen([*words, f"v{number}"], env=volctl.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for number in range(10)
     ]
-    said = [program.communicate(timeout=300)[1].decode() for program in programs]
+    said = [program.communicate(timeout=LIMIT)[1].decode() for program in programs]
     assert Counter(program.returncode for program in programs) == {0: 10}, said
     assert set(said) == {""}
     assert {volume["name"] for volume in consistent(cli)} == {f"v{number}" for number in range(10)}

@@ -10,15 +10,14 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.cli.conftest import Cli, GiB, MiB, make_cli, make_image, zeros
 from tests.conftest import Volctl
+from tests.web import until
 
 FIELDS = [
     "id", "name", "project", "description", "size", "status", "fault", "type", "backend", "availability_zone",
@@ -274,9 +273,10 @@ def test_if_absent_keeps_what_once_held_data(cli: Cli) -> None:
 
 def test_if_absent_waits_for_another_process(cli: Cli, volctl: Volctl) -> None:
     pool = fake(cli)
-    (pool / "fail").write_text('{"create": {"pause": 1.5}}')
+    (pool / "fail").write_text(json.dumps({"create": {"wait": str(cli.home / "go")}}))
     other = subprocess.Popen([sys.executable, "-m", "volctl", "create", "v", "--size", "2M"], env=volctl.environment)
-    wait_for(lambda: [v["status"] for v in cli.json("list")] == ["creating"])
+    until(lambda: [v["status"] for v in cli.json("list")] == ["creating"])
+    threading.Timer(0.5, (cli.home / "go").touch).start()
     found = cli.volume("v", *ABSENT)
     assert other.wait() == 0
     assert found["status"] == "available"
@@ -285,26 +285,19 @@ def test_if_absent_waits_for_another_process(cli: Cli, volctl: Volctl) -> None:
 
 def test_if_absent_waits_for_one_that_fails_and_for_one_that_dies(cli: Cli, volctl: Volctl) -> None:
     pool = fake(cli)
-    order: dict[str, Any] = {"create": {"pause": 1.5, "times": 1, "message": "broken"}}
     for kill in (False, True):
+        go = cli.home / f"go-{kill}"
+        order = {"create": {"wait": str(go), "times": 1, "message": "broken"}}
         (pool / "fail").write_text(json.dumps(order))
         command = [sys.executable, "-m", "volctl", "create", "v", "--size", "2M"]
         other = subprocess.Popen(command, env=volctl.environment, stderr=subprocess.DEVNULL)
-        wait_for(lambda: [v["status"] for v in cli.json("list")] == ["creating"])
-        if kill:
-            threading.Timer(0.5, other.kill).start()
+        until(lambda: [v["status"] for v in cli.json("list")] == ["creating"])
+        threading.Timer(0.5, other.kill if kill else go.touch).start()
         found = cli.volume("v", *ABSENT)
         other.wait()
         assert found["status"] == "available"
         assert [v["id"] for v in cli.json("list")] == [found["id"]]
         cli("delete", "v", "--yes")
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def test_if_absent_when_the_source_is_gone(cli: Cli) -> None:

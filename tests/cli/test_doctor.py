@@ -8,7 +8,6 @@ import re
 import shutil
 import sqlite3
 import subprocess
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -20,6 +19,7 @@ import pytest
 
 from tests.cli.conftest import Cli, MiB, make_image
 from tests.conftest import Volctl
+from tests.web import until
 from volctl.service.doctor import Finding, repair
 from volctl.service.session import Options, Watcher, open_session
 
@@ -358,7 +358,7 @@ def test_a_volume_that_grew_takes_its_size_within_the_quota(damaged: Damaged) ->
 def test_what_others_hold_is_left(damaged: Damaged, volctl: Volctl) -> None:
     cli, stray = damaged.cli, damaged.stray()
     with stray.open("rb") as file:
-        holder = subprocess.Popen(["sleep", "60"], stdin=file)
+        holder = subprocess.Popen(["sleep", "600"], stdin=file)
     try:
         ran = volctl("doctor", "--fix", "--yes", "--json", status=12)  # whose child the holder is not
         assert f"sleep (pid {holder.pid})" in ran.json()[0]["problem"]
@@ -575,16 +575,15 @@ def test_a_stuck_flow_is_tried_again(fake: Damaged) -> None:
 @pytest.mark.parametrize("words", ["create new --size 3M", "delete other -y", "snapshot create other s"])
 def test_the_work_of_a_live_command_is_no_difference(words: str, fake: Damaged, volctl: Volctl) -> None:
     call = words.split()[0]
-    pause = {"pause": 2.5} if call == "delete" else {"pause": 2.5, "after": True}
-    (fake.pool / "fail").write_text(json.dumps({call: pause}))
+    go = fake.cli.home / "go"
+    (fake.pool / "fail").write_text(json.dumps({call: {"wait": str(go), "after": call != "delete"}}))
     live = subprocess.Popen([*volctl.argv, *words.split()], env=volctl.environment, stdout=subprocess.DEVNULL)
     calls = fake.pool / "calls"
-    end = time.monotonic() + 20
-    while f'"call": "{call}"' not in calls.read_text().splitlines()[-1] and time.monotonic() < end:
-        time.sleep(0.01)
+    until(lambda: f'"call": "{call}"' in calls.read_text().splitlines()[-1])
     for _ in range(3):
         assert fake.cli.json("doctor", "--fix", "--yes") == []
     assert live.poll() is None
+    go.touch()
     assert live.wait() == 0
     assert fake.cli.json("doctor") == []
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from tests.cli.conftest import Cli, MiB
-from tests.conftest import Volctl
+from tests.conftest import LIMIT, Volctl
 
 API = ["ExtractVolumeRequestTask", "QuotaReserveTask", "EntryCreateTask", "QuotaCommitTask", "VolumeCastTask"]
 SCHEDULER = ["ExtractSchedulerSpecTask", "ScheduleCreateVolumeTask"]
@@ -67,7 +67,7 @@ def test_follow(cli: Cli, volctl: Volctl) -> None:
     cli.volume("w")
     assert json.loads(program.stdout.readline())["object"] == cli.json("show", "w")["id"]
     program.terminate()
-    program.communicate(timeout=20)
+    program.communicate(timeout=LIMIT)
     assert program.returncode == 128 + 15
 
 
@@ -138,4 +138,4 @@ def test_a_reader_that_left_ends_it_though_nothing_happens(cli: Cli, volctl: Vol
     process = subprocess.Popen(words, env=volctl.environment, stdout=subprocess.PIPE)
     assert process.stdout and process.stdout.readline()
     process.stdout.close()
-    assert process.wait(20) == 0
+    assert process.wait(LIMIT) == 0

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Cli, MiB, make_image
-from tests.conftest import Volctl
+from tests.conftest import LIMIT, Volctl
 from tests.web import Fault, Web, serving, until
 
 CONTENT = random.Random(7).randbytes(2 * MiB)
@@ -250,8 +250,9 @@ def test_who_waited_for_another_fetch_does_not_ask_again(volctl: Volctl, web: We
 
     def hold(sent: int) -> None:
         if sent > MiB:
-            let_go.wait(20)
+            let_go.wait(LIMIT)
 
+    (volctl.home / "config.toml").write_text(f"[images]\nfetch_timeout = {LIMIT}\n")
     url = web.put("/disk.raw", CONTENT, Fault(on_piece=hold))
     first = begin(volctl, "create", "v", "--from-image", url)
     until(lambda: received(volctl) > 0)
@@ -278,7 +279,7 @@ def has_begun(ran: subprocess.Popen[bytes]) -> bool:
 
 def test_who_waits_for_another_fetch_waits_as_long_as_its_timeout(volctl: Volctl, web: Web) -> None:
     url = web.put("/disk.raw", CONTENT, Fault(drip=0.2))
-    first = threading.Thread(target=volctl, args=("create", "v", "--from-image", url, "--timeout", "60"))
+    first = threading.Thread(target=volctl, args=("create", "v", "--from-image", url, "--timeout", f"{LIMIT:g}"))
     first.start()
     until(lambda: received(volctl) > 0)
     volctl("create", "w", "--from-image", url, "--timeout", "1", "--lock-timeout", "0", status=124)

@@ -21,7 +21,7 @@ import yaml as pyyaml  # type: ignore[import-untyped]
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.conftest import Volctl
+from tests.conftest import LIMIT, Volctl
 from volctl.cli import main, output, table
 from volctl.cli.human import cell
 from volctl.cli.progress import bar, clock, wrapped
@@ -253,7 +253,7 @@ def on_terminal(volctl: Volctl, *argv: str, answers: bytes = b"", interrupt: boo
     pid, terminal = pty.fork()
     if pid == 0:
         os.execve(sys.executable, [sys.executable, "-m", "volctl", *argv], {**volctl.environment, "TERM": "xterm"})
-    seen, answered, end = b"", False, time.monotonic() + 60
+    seen, answered, end = b"", False, time.monotonic() + LIMIT
     while time.monotonic() < end:
         if select.select([terminal], [], [], 0.1)[0]:
             try:
@@ -324,7 +324,7 @@ def test_the_outcome_does_not_depend_on_stdout(volctl: Volctl) -> None:
 
 
 def test_all_readers_that_leave_are_no_error(volctl: Volctl) -> None:
-    words = [*volctl.argv, "events", "--follow", "--json", "--timeout", "20s"]
+    words = [*volctl.argv, "events", "--follow", "--json", "--timeout", f"{LIMIT:g}s"]
     with subprocess.Popen(
         words, env=dict(volctl.environment), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as follower:
@@ -333,7 +333,7 @@ def test_all_readers_that_leave_are_no_error(volctl: Volctl) -> None:
         follower.stdout.close()
         follower.stderr.close()
         volctl("create", "web", "--size", "10M")
-        assert follower.wait(15) == 0
+        assert follower.wait(LIMIT / 2) == 0
 
 
 def test_events_can_be_followed(volctl: Volctl) -> None:

@@ -409,7 +409,7 @@ def test_the_layers_of_a_volume_whose_file_is_gone_stay_with_its_row(disks: Cli)
 def test_a_layer_that_somebody_reads_is_left(disks: Cli, volctl: Volctl) -> None:
     layer = alone(disks)
     with layer.open("rb") as file:
-        holder = subprocess.Popen(["sleep", "60"], stdin=file)
+        holder = subprocess.Popen(["sleep", "600"], stdin=file)
     try:
         ran = volctl("doctor", "--fix", "--yes", "--json", status=12)
         assert "is in use by" in ran.json()[0]["problem"] and layer.exists()

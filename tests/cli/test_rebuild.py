@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Cli, MiB
-from tests.conftest import Volctl, await_blocked
+from tests.conftest import LIMIT, Volctl, await_blocked
 from tests.populations import World, come_back_equal
 from tests.sampling import SEED
 
@@ -280,7 +280,9 @@ def test_a_rebuild_that_is_killed_is_made_by_the_next(cli: Cli, volctl: Volctl) 
     made = cli.volume("v")
     lose(cli)
     for number in range(1, 20):
-        done = subprocess.run([sys.executable, "-c", DIE, str(number)], env=volctl.environment, check=False, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "-c", DIE, str(number)], env=volctl.environment, check=False, timeout=LIMIT
+        )
         if done.returncode == 0:
             break
         assert not (cli.state / "volctl.db").exists()

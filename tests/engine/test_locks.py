@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import NOBODY, REPO, without_root
+from tests.conftest import LIMIT, NOBODY, REPO, without_root
 from volctl import held
 from volctl.db.store import keep_owner
 from volctl.engine.locks import EXCLUSIVE, SHARED, LockDirectory
@@ -77,14 +77,14 @@ def test_locks_are_taken_in_one_order_whatever_they_are_asked_in(locks: LockDire
 
     def take(*names: str) -> None:
         for _ in range(50):
-            with LockDirectory(locks._directory, keep_owner).acquire(dict.fromkeys(names, EXCLUSIVE), 10):
+            with LockDirectory(locks._directory, keep_owner).acquire(dict.fromkeys(names, EXCLUSIVE), LIMIT):
                 done.append(names[0])
 
     threads = [threading.Thread(target=take, args=names) for names in (("a", "b"), ("b", "a"))]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(LIMIT)
     assert len(done) == 100
 
 
@@ -109,7 +109,7 @@ from volctl.engine.locks import LockDirectory
 root = Path(sys.argv[1])
 for turn in range(150):
     directory = LockDirectory(root / "locks", lambda path: None)
-    with directory.acquire({"a": "exclusive"}, 30):
+    with directory.acquire({"a": "exclusive"}, 600):
         os.close(os.open(root / "inside", os.O_CREAT | os.O_EXCL))
         os.unlink(root / "inside")
     directory.sweep()
@@ -118,7 +118,7 @@ for turn in range(150):
     words = [sys.executable, "-c", code, str(tmp_path)]
     workers = [subprocess.Popen(words, cwd=REPO, stderr=subprocess.PIPE, text=True) for _ in range(4)]
     for worker in workers:
-        assert worker.communicate(timeout=60)[1] == ""
+        assert worker.communicate(timeout=LIMIT)[1] == ""
         assert worker.returncode == 0
     assert os.listdir(tmp_path / "locks") == []
 
@@ -135,7 +135,7 @@ print("begun", flush=True)
 while os.getppid() == int(sys.argv[3]):
     directory.sweep()
     if sys.argv[2] == "shared":
-        directory.acquire({"a": "shared"}, 30).close()
+        directory.acquire({"a": "shared"}, 600).close()
 """
     words = [sys.executable, "-c", code, str(tmp_path), mode, str(os.getpid())]
     others = [subprocess.Popen(words, cwd=REPO, stdout=subprocess.PIPE) for _ in range(3)]
@@ -157,7 +157,7 @@ from pathlib import Path
 from volctl import command
 from volctl.engine.locks import LockDirectory
 LockDirectory(Path(sys.argv[1]), lambda path: None).acquire({"a": "exclusive"}, 0)
-command.run("sh", "-c", "echo $$; exec sleep 60", on_output=lambda text: print(text, flush=True, end=""))
+command.run("sh", "-c", "echo $$; exec sleep 600", on_output=lambda text: print(text, flush=True, end=""))
 """
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=REPO, stdout=subprocess.PIPE) as parent:
         assert parent.stdout
@@ -167,7 +167,7 @@ command.run("sh", "-c", "echo $$; exec sleep 60", on_output=lambda text: print(t
     locks.sweep()
     assert os.listdir(tmp_path) == ["a"], "a sweep leaves what a child holds"
     os.kill(child, signal.SIGKILL)
-    end = time.monotonic() + 10
+    end = time.monotonic() + LIMIT
     while (held := locks.try_acquire({"a": EXCLUSIVE})) is None:
         assert time.monotonic() < end
         time.sleep(0.01)

@@ -66,7 +66,7 @@ def stalls(web: Web) -> str:
 
 def hold(web: Web) -> None:
     """Send no more, and nothing after that."""
-    web.stop.wait(60)
+    web.stop.wait(600)
     raise ConnectionError
 
 
@@ -175,9 +175,9 @@ CASES = {
     "announces fewer bytes than the image has": Case(REFUSES, "image_corrupt", qcow2_too_short),
     "sends without end": Case(REFUSES, "image_too_big", page(Fault(endless=True)), words=("--size", "1M")),
     "sends slowly, and --timeout runs out": Case(
-        GIVES_UP, "timeout", page(Fault(99, drip=2.0)), words=("--timeout", "600")
+        GIVES_UP, "timeout", page(Fault(99, drip=0.5)), words=("--timeout", "600")
     ),
-    "sends slowly, and Ctrl-C is pressed": Case(GIVES_UP, "cancelled", page(Fault(99, drip=2.0))),
+    "sends slowly, and Ctrl-C is pressed": Case(GIVES_UP, "cancelled", page(Fault(99, drip=0.5))),
 }
 
 

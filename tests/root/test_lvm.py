@@ -21,7 +21,7 @@ from volctl.backend import Backend
 from volctl.model import MiB, Object
 
 REPORT = ("--noheadings", "--separator", ";", "-o", "vg_tags,lv_name,lv_active")
-STRIDE = 9  # odd: before a program, and while one runs
+STRIDE = 11  # odd: before a program, and while one runs
 
 
 class Suite(Conformance):

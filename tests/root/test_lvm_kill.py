@@ -168,7 +168,7 @@ def test_killed_at_any_point_the_next_command_finds_no_leak(rig: Rig, name: str,
     assert not wrong, "\n".join(f"{where}: {found}" for where, found in wrong.items())
 
 
-def taken(whole: Ended, name: str, usual: int = 23) -> Sequence[int]:
+def taken(whole: Ended, name: str, usual: int = 31) -> Sequence[int]:
     """The numbers of the points at which to kill it."""
     return sampled(range(1, len(whole.points) + 1), name, usual)
 

@@ -20,7 +20,7 @@ from tests.root.test_lvm_kill import taken
 
 def few(whole: Ended, name: str) -> Sequence[int]:
     """A case here takes twice as long as one of `test_lvm_kill`, so there are fewer, unless all are wanted."""
-    return taken(whole, name, 60)
+    return taken(whole, name, 80)
 
 
 @pytest.mark.parametrize("backend", GROUPS)

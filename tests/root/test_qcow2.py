@@ -258,7 +258,7 @@ def test_killed_at_any_point_the_next_command_finds_no_leak(world: Rig, name: st
     put_back(world, case.attached)
     whole = command(world, case, None)
     assert whole.status == 0 and after(world, case, whole, whole) == [], whole.err
-    numbers = sampled(range(1, len(whole.points) + 1), name, 9)
+    numbers = sampled(range(1, len(whole.points) + 1), name, 12)
     for number in numbers:
         shrink(world)
         put_back(world, case.attached)

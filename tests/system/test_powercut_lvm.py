@@ -1,6 +1,6 @@
 """The power goes while volctl creates, extends, snapshots and deletes on LVM; after boot and one command all holds.
 
-`VOLCTL_POWER_CUTS` says how many instants are looked at (11), the seed which, `VOLCTL_CUT_ROUNDS` how often the work is
+`VOLCTL_POWER_CUTS` says how many instants are looked at (9), the seed which, `VOLCTL_CUT_ROUNDS` how often the work is
 done meanwhile.
 """
 
@@ -16,7 +16,7 @@ import pytest
 from tests.sampling import sampled
 from tests.system.powercut import Instant, checked, copies_during
 
-CUTS = int(os.environ.get("VOLCTL_POWER_CUTS", "11"))
+CUTS = int(os.environ.get("VOLCTL_POWER_CUTS", "9"))
 ROUNDS = int(os.environ.get("VOLCTL_CUT_ROUNDS", max(1, CUTS // 50)))
 PROGRAM = f"VOLCTL_CUT_ROUNDS={ROUNDS} exec python3 tests/root/cut_lvm.py /dev/vdb /dev/vdc"
 ALL = 1_000_000

@@ -307,7 +307,7 @@ def test_what_lvm_says_has_a_kind(said: str, kind: type[Exception]) -> None:
 
 def test_an_lvm_that_hangs_is_no_group_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another LVM command holds the group's lock and waits for a device, say."""
-    (tmp_path / "lvm").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "lvm").write_text("#!/bin/sh\nexec sleep 600\n")
     (tmp_path / "lvm").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setattr(commands, "LOOK", 0.2)
