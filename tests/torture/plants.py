@@ -45,7 +45,7 @@ PLANTS = (
         "volctl/command.py",
         "{*pass_fds, *held.locks, *fds}, on_output, prepare, keep_locks",
         "{*pass_fds, *fds}, on_output, prepare, keep_locks",
-        ("tests/flows/test_interrupt.py",),
+        ("tests/flows/test_interrupt.py", "-k", "life or settle"),
     ),
     Plant(
         "locks",
@@ -102,7 +102,7 @@ PLANTS = (
         "volctl/flows/cache.py",
         "        if not full and pools.has_room(",
         "        if not full or pools.has_room(",
-        ("tests/flows/test_image_cache.py",),
+        ("tests/flows/test_image_cache.py", "-k", "recently or larger or limit"),
     ),
     Plant(
         "fetch",
@@ -167,7 +167,7 @@ PLANTS = (
         "volctl/service/doctor/rebuild.py",
         '        "tree": about.get("tree"),\n',
         '        "tree": None,\n',
-        ("tests/cli/test_rebuild.py",),
+        ("tests/cli/test_rebuild.py", "-k", "tree or layer"),
     ),
     Plant(
         "adopt",
@@ -175,7 +175,7 @@ PLANTS = (
         "volctl/flows/adopt.py",
         "        with env.store.read() as tx:\n            _refuse_image(tx, found.path)\n",
         "",
-        ("tests/cli/test_adopt.py",),
+        ("tests/cli/test_adopt.py", "-k", "image"),
     ),
     Plant(
         "CLI codes",
