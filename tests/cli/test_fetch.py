@@ -252,7 +252,7 @@ def test_who_waited_for_another_fetch_does_not_ask_again(volctl: Volctl, web: We
         if sent > MiB:
             let_go.wait(LIMIT)
 
-    (volctl.home / "config.toml").write_text(f"[images]\nfetch_timeout = {LIMIT}\n")
+    (volctl.home / "config.toml").write_text(f"[images]\nfetch_timeout = {LIMIT:g}\n")
     url = web.put("/disk.raw", CONTENT, Fault(on_piece=hold))
     first = begin(volctl, "create", "v", "--from-image", url)
     until(lambda: received(volctl) > 0)
