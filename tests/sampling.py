@@ -47,7 +47,20 @@ def sampled(items: Sequence[T], name: str, usual: int) -> Sequence[T]:
     return items[phase(name, min(step, len(items))) :: step] if items else items
 
 
-def numbers(name: str, usual: int) -> Iterator[int]:
-    """The same of 1, 2, 3, ..., for who finds out how many there are by going on."""
+def spread(items: Sequence[T], name: str, count: int) -> Sequence[T]:
+    """So many of them, evenly, all of them in turn as the seed moves; all if there are no more, or for a count of 0."""
+    total = len(items)
+    if not 0 < count < total:
+        return items
+    first = phase(name, total)
+    return [items[(number * total + first) // count] for number in range(count)]
+
+
+def numbers(name: str, usual: int, least: int = 1) -> Iterator[int]:
+    """As `sampled` of 1, 2, 3, ..., for who finds out how many there are by going on.
+
+    There must be `least`: that one comes first, whatever the seed says, so that fewer are seen, and never none taken.
+    """
     step = stride(usual)
-    return itertools.count(1 + phase(name, step), step)
+    first = 1 + phase(name, step)
+    return itertools.chain([least] if step > 1 else [], itertools.count(first, step))

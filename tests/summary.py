@@ -13,6 +13,7 @@ import pytest
 
 from tests.sampling import EVERY, SEED
 
+COUNTS = [f"VOLCTL_{what}" for what in ("POPULATIONS", "RANDOM_KILLS", "REPLAYS", "POWER_CUTS", "CUT_ROUNDS", "FUZZ")]
 SECONDS = dict[str, float]()
 TESTS = dict[str, int]()
 
@@ -29,6 +30,7 @@ def part_of(report: pytest.TestReport) -> str:
 def again(nodeid: str) -> str:
     """The command that runs one test once more on the same sample; in a guest, the host's that boots it for that."""
     values = {"VOLCTL_SEED": str(SEED)} | ({"VOLCTL_EVERY": str(EVERY)} if EVERY else {})
+    values |= {name: os.environ[name] for name in COUNTS if name in os.environ}
     if boot := os.environ.get("VOLCTL_BOOT"):
         values["VOLCTL_GUEST"], nodeid = nodeid.rpartition("::")[2].partition("[")[0], boot
     words = [f"{name}={value}" for name, value in values.items()]

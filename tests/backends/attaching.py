@@ -53,7 +53,7 @@ class Attaching:
 
     def steps(self, what: str) -> Iterator[int]:
         """At which to be killed: a sample without an end."""
-        return (number - 1 for number in numbers(f"{type(self).__name__} {what}", self.stride))
+        return (number - 1 for number in numbers(f"{type(self).__name__} {what}", self.stride, self.least_steps))
 
     @pytest.fixture
     def pool(self, tmp_path: Path) -> Backend:

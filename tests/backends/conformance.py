@@ -357,7 +357,7 @@ class Conformance:
 
     def steps(self, what: str) -> Iterator[int]:
         """At which to be killed: a sample without an end."""
-        return (number - 1 for number in numbers(f"{type(self).__name__} {what}", self.stride))
+        return (number - 1 for number in numbers(f"{type(self).__name__} {what}", self.stride, self.least_steps))
 
     def killed_at(self, step: int, pool: Backend, act: Act) -> bool:
         return killed_at(step, pool, act)

@@ -141,7 +141,7 @@ class TestCutOff(OnRows):
         directory = pool.path(new()).parent
         kept, rows = directory.with_name("kept"), self._noted()
         directory.rename(kept)
-        for step in (number - 1 for number in numbers("cut off", 2)):
+        for step in (number - 1 for number in numbers("cut off", 2, 7)):
             subprocess.run(["cp", "-a", kept, directory], check=True)
             for name, parents in rows.items():
                 StoredChains(self.store, "disks").note(name, parents)

@@ -377,7 +377,7 @@ def test_a_first_run_that_is_killed_is_begun_again_by_the_next(zygote: Zygote) -
     with scratch() as root:
         (root / "empty.toml").touch()
         wrong = {}
-        for number in numbers("first run", USUAL):
+        for number in numbers("first run", USUAL, 25):
             first = Rig(zygote, root / str(number), {}, names=("local",))
             died = first.bare(root / "empty.toml", "create", "v", "--size", "3M", files=True, die_at=number)
             if died.status != KILLED:

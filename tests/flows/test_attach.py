@@ -310,7 +310,7 @@ def lost(session: Session) -> object:
     ids=["attach", "attach-again", "detach", "extend", "create"],
 )
 def test_killed_at_any_instant_the_next_command_puts_it_right(world: World, before: Act, act: Act) -> None:
-    for point in numbers("attach", 2):
+    for point in numbers("attach", 2, 5):
         if not killed_at(point, world, before, act):
             break
         with world.open() as session:

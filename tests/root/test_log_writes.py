@@ -21,7 +21,7 @@ from tests.root.counted import counted
 from tests.root.log_writes import Entry, entries, logged, mark, replay
 from tests.root.lvm_crash import SETTLE
 from tests.root.lvm_rig import run
-from tests.sampling import sampled
+from tests.sampling import spread
 
 REPLAYS = int(os.environ.get("VOLCTL_REPLAYS", "10"))
 MAKE = {"ext4": (96 * MiB, ["mkfs.ext4", "-q", "-E", "nodiscard"]), "xfs": (320 * MiB, ["mkfs.xfs", "-q", "-K"])}
@@ -53,7 +53,7 @@ def test_at_each_flush_one_command_puts_all_right(
     with image.open("wb") as file:
         file.truncate(size)
     every = flushes(entries(fd))
-    chosen = sampled(every, kind, len(every) // REPLAYS)[:REPLAYS] if REPLAYS else every
+    chosen = spread(every, kind, REPLAYS)
     wrong = {number: found for number, said in replayed(fd, image, chosen) if (found := left(rig, image, said))}
     os.close(fd)
     counted(f"flushes of {kind} replayed", len(chosen), len(every))

@@ -69,7 +69,7 @@ class Suite(Attaching):
         return mapped.count(f"{GROUP}-{volume.name}")
 
     def test_both_can_be_killed_at_any_step_and_called_again(self, pool: Backend, volume: Object) -> None:
-        for turn, number in enumerate(numbers("attach", STRIDE)):
+        for turn, number in enumerate(numbers("attach", STRIDE, 5)):
             if not killed_at(number, lambda: pool.attach(volume, read_only=True)):
                 break
             if turn % 2:  # completed
@@ -79,7 +79,7 @@ class Suite(Attaching):
             assert self.devices(pool, volume) == 0
         assert number > 5
         pool.attach(volume, read_only=True)
-        for number in numbers("detach", STRIDE):
+        for number in numbers("detach", STRIDE, 4):
             if not killed_at(number, lambda: pool.detach(volume)):
                 break
             assert isinstance(pool.attached(volume), Attached | None)
