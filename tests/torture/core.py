@@ -19,7 +19,7 @@ from tests.engine.crash import MiB, Rig, Zygote, furnished
 from tests.web import serving
 
 UNCONFINED = "confine_qemu = false\n"  # a qemu-img of ours starts programs, which a cage forbids
-PATIENCE = 60.0  # seconds for what must end by itself
+PATIENCE = 300.0  # seconds for what must end by itself
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ BLOCKS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 5
 INODES = (0, 1, 2, 3, 4, 5)
 TIMES = 6  # moments at which the rest is taken at once
 CODES = {0, 6, 11}
-LIMIT = 60.0  # seconds
+LIMIT = 300.0  # seconds, of a command that is to give up by itself before its --timeout
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ def suffered(world: Rig, name: str, shortage: Shortage, mount: Path, rng: random
 def starved(rig: Rig, verb: Verb, mount: Path, shortage: AbstractContextManager[None]) -> list[str]:
     """One verb while there is a shortage at `mount`, and what is wrong after it."""
     verb.prepare(rig)
-    words, begun = [*rig.words(verb.argv), "--timeout", "30s"], time.monotonic()
+    words, begun = [*rig.words(verb.argv), "--timeout", f"{LIMIT:g}s"], time.monotonic()
     with shortage:
         ended = rig.run(*words)
         took = time.monotonic() - begun

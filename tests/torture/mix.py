@@ -102,7 +102,7 @@ class Crowd:
         for word, names in NAMES.items():
             line = line.replace(word, self.rng.choice(names)) if word in line.split() else line
         line = line.replace("=ANY", "=" + self.rng.choice(NAMES["ANY"]))
-        words = [*self.rig.words(line), "--timeout", "60s", "--lock-timeout", "20s"]
+        words = [*self.rig.words(line), "--timeout", "600s", "--lock-timeout", "20s"]
         doomed = self.rng.random() < 0.12
         now = time.monotonic()
         pid = self.rig.start(*words)

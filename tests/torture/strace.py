@@ -64,7 +64,7 @@ def _command(rig: Rig, words: list[str], expression: str, log: Path) -> Ended:
             time.sleep(0.001)
         os.close(os.open(gate, os.O_WRONLY))
         ended = rig.join(pid)
-        tracer.wait(60)  # its main thread is all it sees; what that starts is `QEMU`'s
+        tracer.wait(300)  # its main thread is all it sees; what that starts is `QEMU`'s
         return ended
     finally:
         gate.unlink()
