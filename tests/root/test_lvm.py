@@ -15,12 +15,11 @@ import pytest
 
 from tests.backends.conformance import HEAD, SIZE, TAIL, Act, Conformance, new, quiet, stranger
 from tests.forked import forked, was_killed
-from tests.root.lvm_rig import active, lvs, make, run, volume_group
+from tests.root.lvm_rig import active, lvs, make, run, volume_group, words
 from volctl import command
 from volctl.backend import Backend
 from volctl.model import MiB, Object
 
-REPORT = ("--noheadings", "--separator", ";", "-o", "vg_tags,lv_name,lv_active")
 STRIDE = 11  # odd: before a program, and while one runs
 
 
@@ -50,14 +49,14 @@ class Suite(Conformance):
         run("udevadm", "settle")
         if self.lost:
             run("vgrename", f"{group.name}-away", group.name)
-        lines = run("vgs", *REPORT, group.name).splitlines()  # one call for all: each takes an eighth of a second here
-        (tags,), left = {line.split(";")[0].strip() for line in lines}, [line.split(";")[1:] for line in lines]
-        names = [f"{group.name}/{name}" for name, _ in left if name not in ("", "volctl")]
+        left = [line.split() for line in run("lvs", "--noheadings", "-o", "lv_name,lv_active", group.name).splitlines()]
+        tags = words("vgs", "--noheadings", "-o", "vg_tags", group.name)
+        names = [f"{group.name}/{name}" for name, *_ in left if name != "volctl"]
         if names:
             run("lvremove", "-y", *names, check=False)
         if tags:
-            run("vgchange", *[f"--deltag={mark}" for mark in tags.split(",")], group.name)
-        assert [name for name, active in left if active == "active" and name != "volctl"] == []
+            run("vgchange", *[f"--deltag={mark}" for mark in tags[0].split(",")], group.name)
+        assert [name for name, *active in left if active == ["active"] and name != "volctl"] == []
 
     @pytest.fixture
     def volume(self, pool: Backend) -> Object:
